@@ -1,0 +1,58 @@
+"""Every bound of the client library, by name, and their relations to each other."""
+
+from typing import Final
+
+from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME, KIB, MIB, TIB
+
+# Formats. docs/format.md gives the tables; a larger value in stored bytes is an IntegrityError before any allocation.
+SEGMENT_BLOCKS: Final = 2048
+"""Blocks in one segment (8 MiB of data)."""
+SEGMENT_FRAMES: Final = 8192
+"""Frames in one segment; more than blocks / 8 because a flush seals a frame that is not full."""
+FRAME_RECORDS: Final = 64
+"""Extent, trim and resize records in one frame."""
+SEGMENT_BYTES: Final = 16 * MIB
+"""Stored bytes of one segment, all in."""
+PAGE_ENTRIES: Final = 1024
+"""Entries of one map page (4 MiB of image)."""
+IMAGE_BYTES: Final = 64 * TIB
+KEY_BYTES: Final = 512
+NAME_BYTES: Final = 255
+RECORD_BYTES: Final = 64 * KIB
+"""Stored bytes of a pool, slot, name, image, snapshot or lock record."""
+CHECKPOINT_ROOT_BYTES: Final = 256 * MIB
+
+# The writer.
+BARRIER_WINDOW: Final = 1024
+"""Sequences a barrier skips: more than any writer may have in flight."""
+UNPUBLISHED_SEGMENTS: Final = 64
+"""Closed segments that are not yet objects; with the local store they are files, not memory."""
+INFLIGHT_RAM_SEGMENTS: Final = 8
+"""Closed segments whose blocks are held in memory until they are durable or on local disk."""
+PUT_THREADS: Final = 8
+SEAL_THREADS: Final = 2
+IDLE_SEAL_S: Final = 2.0
+"""An open segment that nobody flushes is made durable after this time."""
+CHECKPOINT_SEGMENTS: Final = 256
+"""Log segments after which a checkpoint is written; bounds the replay at open."""
+CHECKPOINT_DIRTY_PAGES: Final = 8192
+
+# Memory.
+MAP_PAGES_RAM: Final = 8192
+"""Map pages in memory (64 MiB, 32 GiB of mapped image)."""
+RAM_CACHE_BYTES: Final = 128 * MIB
+SEGMENT_TABLES_RAM: Final = 4096
+"""Frame tables of segments in memory."""
+
+# Time. Every store call ends within STORE_DEADLINE_S, retries included.
+STORE_DEADLINE_S: Final = 15.0
+STORE_ATTEMPT_S: Final = 5.0
+LOCK_HEARTBEAT_S: Final = 5.0
+LOCK_LEASE_S: Final = 30.0
+
+assert SEGMENT_BLOCKS <= SEGMENT_FRAMES, "a frame holds at least one block"
+assert SEGMENT_BLOCKS * BLOCK_BYTES < SEGMENT_BYTES, "incompressible blocks with headers and index fit"
+assert SEGMENT_FRAMES * BLOCKS_PER_FRAME <= 1 << 16, "a position is 16 bits of a map entry"
+assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
+assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
+assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"

@@ -1,0 +1,128 @@
+"""The contract every store keeps, and nothing more than a pool needs.
+
+A store maps keys to immutable objects. Keys are `/`-separated ASCII of `[A-Za-z0-9._-]` parts, no leading slash, at most
+`limits.KEY_BYTES` bytes. Every method is synchronous, safe to call from any thread, bounded in time, and raises only
+`core.errors` errors: `OutOfSpaceError`, `StoreTimeoutError`, `StoreError`. The contract suite in `core/store/testing.py`
+runs against every implementation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from core.errors import StoreError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ObjectMissingError(StoreError):
+    """The key names no object. A reader that knows it must exist turns this into an IntegrityError."""
+
+
+class ObjectExistsError(StoreError):
+    """Put-if-absent found another object under the key; that object is untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store knows of an object without its bytes: its key and its size in bytes."""
+
+    key: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSpace:
+    """Bytes of the medium as the store reports them; None where the notion makes no sense (a bucket)."""
+
+    total_bytes: int | None
+    free_bytes: int | None
+
+
+class Store(Protocol):
+    """Named immutable bytes with strong read-after-write consistency."""
+
+    url: str
+    """The location without any credential; it appears in messages."""
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Store `data` under `key` only if no object is there. On return it is durable and visible to every client.
+
+        Raises ObjectExistsError if the key is taken by other bytes. When an answer is lost the store reads the object back: equal
+        bytes are our own success, so a put of bytes that carry a random writer nonce never reports a false conflict.
+        """
+
+    def overwrite(self, key: str, data: Buffer) -> None:
+        """Store `data` under `key` whatever was there: for advisory records alone. Atomic: a reader sees old or new."""
+
+    def get(self, key: str) -> bytes:
+        """Read the whole object, or raise ObjectMissingError."""
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes from `offset`. A shorter object is a StoreError, never a shorter answer."""
+
+    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
+        """Read the last `length` bytes (the whole object if it is smaller), and give the object's size in bytes."""
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Say whether the object is there and how large it is."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; durable on return. Removing what is not there succeeds."""
+
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with `prefix` and sorts after `after`, in ascending byte order of the keys."""
+
+    def space(self) -> StoreSpace:
+        """Report the medium's room, as `df` would."""
+
+    def close(self) -> None:
+        """Release threads, sockets and files. Calls after it raise StoreError."""
+
+
+class GrowingFile(Protocol):
+    """A private file of one writer that grows by appends, is read at any offset, and may become an object.
+
+    Not thread-safe but for `read` and `sync`, which may run beside an `append`.
+    """
+
+    name: str
+    size_bytes: int
+
+    def append(self, parts: list[Buffer]) -> None:
+        """Add the parts at the end with one system call. Not durable until `sync`."""
+
+    def sync(self) -> None:
+        """Make every byte appended before the call durable, and the file findable under its name."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes that were appended before; fewer if the file ends earlier."""
+
+    def publish(self, key: str) -> None:
+        """Make the synced bytes the object `key`, only if absent (ObjectExistsError); durable on return.
+
+        The growing file's own name goes away after the object is durable, never before.
+        """
+
+    def discard(self) -> None:
+        """Remove the file's name; its bytes are gone once it is closed."""
+
+    def close(self) -> None:
+        """Close the descriptor; the name stays."""
+
+
+@runtime_checkable
+class Appendable(Protocol):
+    """The optional capability of a store on a local directory: growing private files below `area`."""
+
+    def create_growing(self, area: str, name: str) -> GrowingFile:
+        """Create an empty growing file, its name durable by the first `sync`. An existing name is an error."""
+
+    def open_growing(self, area: str, name: str) -> GrowingFile:
+        """Open what an earlier writer left, for reading, publishing or discarding."""
+
+    def list_growing(self, area: str) -> list[str]:
+        """Give the names in `area`, sorted."""
+
+    def exists(self, key: str) -> bool:
+        """Say whether an object stands under `key`: one `stat`, the writer's look for a barrier."""
