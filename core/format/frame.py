@@ -1,0 +1,121 @@
+"""Frames: the unit of compression and encryption (docs/format.md, "Frame"). Pure functions."""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from core import limits
+from core.crypto.aead import TAG_BYTES, Aead, Buffer, InvalidTag
+from core.errors import IntegrityError
+from core.format.compression import Compressor, unpack
+from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME, FRAME_BYTES
+
+FRAME_HEADER: Final = struct.Struct("<IIBBHI")
+FRAME_HEADER_BYTES: Final = FRAME_HEADER.size
+RECORD: Final = struct.Struct("<QQ")
+RECORD_BYTES: Final = RECORD.size
+BODY_BYTES: Final = limits.FRAME_RECORDS * RECORD_BYTES + FRAME_BYTES + TAG_BYTES
+"""The largest body of a frame."""
+_START_BITS: Final = 56
+_START_MASK: Final = (1 << _START_BITS) - 1
+
+
+class RecordKind(IntEnum):
+    """What a record does to the image."""
+
+    WRITE = 1
+    TRIM = 2
+    RESIZE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One change: blocks written or trimmed from `start`, or the image resized to `start` bytes."""
+
+    kind: RecordKind
+    start: int
+    count: int
+
+
+def pack_record(kind: RecordKind, start: int, count: int) -> bytes:
+    """Give the 16 bytes of a record."""
+    return RECORD.pack(kind << _START_BITS | start, count)
+
+
+def unpack_records(data: Buffer, blocks: int, what: str) -> list[Record]:
+    """Read the records of one frame; its WRITE records must account for exactly `blocks` blocks."""
+    records = []
+    written = 0
+    for tagged, count in RECORD.iter_unpack(data):
+        start = tagged & _START_MASK
+        try:
+            kind = RecordKind(tagged >> _START_BITS)
+        except ValueError:
+            raise IntegrityError(f"{what} holds a record of kind {tagged >> _START_BITS}: use a newer version") from None
+        end_bytes = start if kind is RecordKind.RESIZE else (start + count) * BLOCK_BYTES
+        if end_bytes > limits.IMAGE_BYTES:
+            raise IntegrityError(f"{what} holds a record past the largest image: it was altered")
+        if kind is RecordKind.WRITE:
+            written += count
+        records.append(Record(kind, start, count))
+    if written != blocks:
+        raise IntegrityError(f"{what} holds {blocks} blocks and records of {written}: it was altered")
+    return records
+
+
+def seal_frame(
+    aead: Aead, compressor: Compressor, number: int, records: bytes, blocks: Buffer
+) -> tuple[bytes, bytes]:
+    """Seal one frame: packed records and whole blocks become its header and its body."""
+    count = len(blocks) // BLOCK_BYTES
+    if count:
+        codec, packed = compressor.pack(blocks)
+        plaintext = b"".join((records, packed))
+    else:
+        codec, plaintext = 0, records
+    header = FRAME_HEADER.pack(
+        number, len(plaintext) + TAG_BYTES, codec, count, len(records) // RECORD_BYTES, 0
+    )
+    return header, aead.seal(number, plaintext, header)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFrame:
+    """A frame that authenticated: its records and its blocks, these still packed."""
+
+    codec: int
+    blocks: int
+    records: bytes
+    packed: Buffer
+
+    def unpack_blocks(self, what: str) -> Buffer:
+        """Decompress: `blocks` × 4096 bytes."""
+        return unpack(self.codec, self.packed, self.blocks * BLOCK_BYTES, what)
+
+
+def frame_bytes(data: Buffer, offset: int) -> int:
+    """Say how long the frame is whose header stands at `offset`; 0 if no frame can stand there (the end of a growing file)."""
+    if len(data) - offset < FRAME_HEADER_BYTES:
+        return 0
+    _, body, _, blocks, records, zero = FRAME_HEADER.unpack_from(data, offset)
+    plausible = TAG_BYTES < body <= BODY_BYTES and blocks <= BLOCKS_PER_FRAME and records <= limits.FRAME_RECORDS
+    return FRAME_HEADER_BYTES + body if plausible and not zero else 0
+
+
+def open_frame(aead: Aead, number: int, data: Buffer, what: str) -> OpenFrame:
+    """Authenticate and decrypt frame `number` of an object from exactly its bytes, or raise IntegrityError naming `what`."""
+    if len(data) < FRAME_HEADER_BYTES:
+        raise IntegrityError(f"frame {number} of {what} is cut short")
+    stated, body, codec, blocks, records, zero = FRAME_HEADER.unpack_from(data)
+    if stated != number or zero or body != len(data) - FRAME_HEADER_BYTES:
+        raise IntegrityError(f"frame {number} of {what} has the header of something else: it was altered or swapped")
+    view = memoryview(data)
+    try:
+        plaintext = memoryview(aead.open(number, view[FRAME_HEADER_BYTES:], view[:FRAME_HEADER_BYTES]))
+    except InvalidTag:
+        raise IntegrityError(f"frame {number} of {what} does not authenticate: it was altered or swapped") from None
+    split = records * RECORD_BYTES
+    if blocks > BLOCKS_PER_FRAME or records > limits.FRAME_RECORDS or split > len(plaintext):
+        raise IntegrityError(f"frame {number} of {what} states {blocks} blocks and {records} records: it was altered")
+    return OpenFrame(codec, blocks, bytes(plaintext[:split]), plaintext[split:])
