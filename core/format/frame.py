@@ -8,7 +8,7 @@ from typing import Final
 from core import limits
 from core.crypto.aead import TAG_BYTES, Aead, Buffer, InvalidTag
 from core.errors import IntegrityError
-from core.format.compression import Compressor, unpack
+from core.format.compression import Codec, Compressor, unpack
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME, FRAME_BYTES
 
 FRAME_HEADER: Final = struct.Struct("<IIBBHI")
@@ -52,7 +52,9 @@ def unpack_records(data: Buffer, blocks: int, what: str) -> list[Record]:
         try:
             kind = RecordKind(tagged >> _START_BITS)
         except ValueError:
-            raise IntegrityError(f"{what} holds a record of kind {tagged >> _START_BITS}: use a newer version") from None
+            raise IntegrityError(
+                f"{what} holds a record of kind {tagged >> _START_BITS}: use a newer version"
+            ) from None
         end_bytes = start if kind is RecordKind.RESIZE else (start + count) * BLOCK_BYTES
         if end_bytes > limits.IMAGE_BYTES:
             raise IntegrityError(f"{what} holds a record past the largest image: it was altered")
@@ -64,19 +66,15 @@ def unpack_records(data: Buffer, blocks: int, what: str) -> list[Record]:
     return records
 
 
-def seal_frame(
-    aead: Aead, compressor: Compressor, number: int, records: bytes, blocks: Buffer
-) -> tuple[bytes, bytes]:
+def seal_frame(aead: Aead, compressor: Compressor, number: int, records: bytes, blocks: Buffer) -> tuple[bytes, bytes]:
     """Seal one frame: packed records and whole blocks become its header and its body."""
     count = len(blocks) // BLOCK_BYTES
     if count:
         codec, packed = compressor.pack(blocks)
         plaintext = b"".join((records, packed))
     else:
-        codec, plaintext = 0, records
-    header = FRAME_HEADER.pack(
-        number, len(plaintext) + TAG_BYTES, codec, count, len(records) // RECORD_BYTES, 0
-    )
+        codec, plaintext = Codec.NONE, records
+    header = FRAME_HEADER.pack(number, len(plaintext) + TAG_BYTES, codec, count, len(records) // RECORD_BYTES, 0)
     return header, aead.seal(number, plaintext, header)
 
 
@@ -90,7 +88,7 @@ class OpenFrame:
     packed: Buffer
 
     def unpack_blocks(self, what: str) -> Buffer:
-        """Decompress: `blocks` × 4096 bytes."""
+        """Decompress: `blocks` times 4096 bytes."""
         return unpack(self.codec, self.packed, self.blocks * BLOCK_BYTES, what)
 
 

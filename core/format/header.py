@@ -27,6 +27,10 @@ class Kind(IntEnum):
     BARRIER = 2
     PAGES = 3
     ROOT = 4
+    RECOVERY = 5
+
+
+LOG_KINDS: Final = (Kind.SEGMENT, Kind.BARRIER, Kind.RECOVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def unpack_header(data: Buffer, what: str) -> Header:
         known_kind, known_algorithm = Kind(kind), Algorithm(algorithm)
     except ValueError:
         raise IntegrityError(f"{what} names kind {kind} and algorithm {algorithm}, which are not known") from None
-    return Header(known_kind, known_algorithm, *rest, window=window)
+    return Header(known_kind, known_algorithm, *rest, window)
 
 
 def check_header(header: Header, keys: VolumeKeys, kinds: tuple[Kind, ...], sequence: int, what: str) -> None:
