@@ -44,6 +44,17 @@ RAM_CACHE_BYTES: Final = 128 * MIB
 SEGMENT_TABLES_RAM: Final = 4096
 """Frame tables of segments in memory."""
 
+# The directory store.
+OPEN_FILES: Final = 512
+"""Descriptors of objects kept open for ranged reads."""
+SPARE_FILES: Final = 4
+"""Zero-filled files made ahead for growing files that are synced often."""
+SPARE_FILE_BYTES: Final = 8 * MIB
+SPARE_AFTER_SYNCS: Final = 16
+"""Syncs of one growing file after which its successor is worth a spare."""
+ASIDE_KEPT_S: Final = 24 * 3600.0
+"""Age after which a file left aside by a crash is swept."""
+
 # Time. Every store call ends within STORE_DEADLINE_S, retries included.
 STORE_DEADLINE_S: Final = 15.0
 STORE_ATTEMPT_S: Final = 5.0
@@ -56,3 +67,4 @@ assert SEGMENT_FRAMES * BLOCKS_PER_FRAME <= 1 << 16, "a position is 16 bits of a
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
 assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"
+assert SPARE_FILE_BYTES <= SEGMENT_BYTES, "a spare is no larger than what it may become"

@@ -1,8 +1,8 @@
 """The contract every store keeps, and nothing more than a pool needs.
 
-A store maps keys to immutable objects. Keys are `/`-separated ASCII of `[A-Za-z0-9._-]` parts, no leading slash, at most
-`limits.KEY_BYTES` bytes. Every method is synchronous, safe to call from any thread, bounded in time, and raises only
-`core.errors` errors: `OutOfSpaceError`, `StoreTimeoutError`, `StoreError`. The contract suite in `core/store/testing.py`
+A store maps keys to immutable objects. Keys are `/`-separated ASCII parts of `[A-Za-z0-9._-]` that do not start with a
+dot, at most `limits.KEY_BYTES` bytes. Every method is synchronous, safe to call from any thread, bounded in time, and
+raises only `core.errors` errors: `OutOfSpaceError`, `StoreTimeoutError`, `StoreError`. The contract suite in `core/store/testing.py`
 runs against every implementation.
 """
 
@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 from core.errors import StoreError
 
 Buffer = bytes | bytearray | memoryview
+Names = list[str]
+"""`list` itself is a method of stores."""
 
 
 class ObjectMissingError(StoreError):
@@ -48,12 +50,16 @@ class Store(Protocol):
     def put(self, key: str, data: Buffer) -> None:
         """Store `data` under `key` only if no object is there. On return it is durable and visible to every client.
 
-        Raises ObjectExistsError if the key is taken by other bytes. When an answer is lost the store reads the object back: equal
-        bytes are our own success, so a put of bytes that carry a random writer nonce never reports a false conflict.
+        Raises ObjectExistsError if the key is taken by other bytes. Equal bytes already there are success, always: that
+        is how a put whose answer was lost finds out, so bytes that carry a random writer nonce never make a false
+        conflict.
         """
 
     def overwrite(self, key: str, data: Buffer) -> None:
-        """Store `data` under `key` whatever was there: for advisory records alone. Atomic: a reader sees old or new."""
+        """Store `data` under `key` whatever was there: for advisory records alone. Atomic: a reader sees old or new.
+
+        Read such records with `get`: ranged reads may serve an object they have seen before.
+        """
 
     def get(self, key: str) -> bytes:
         """Read the whole object, or raise ObjectMissingError."""
@@ -71,7 +77,7 @@ class Store(Protocol):
         """Remove the object; durable on return. Removing what is not there succeeds."""
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects whose key starts with `prefix` and sorts after `after`, in ascending byte order of the keys."""
+        """Yield the objects whose key starts with `prefix` and sorts after `after`, in byte order of the keys."""
 
     def space(self) -> StoreSpace:
         """Report the medium's room, as `df` would."""
@@ -86,14 +92,23 @@ class GrowingFile(Protocol):
     Not thread-safe but for `read` and `sync`, which may run beside an `append`.
     """
 
-    name: str
-    size_bytes: int
+    @property
+    def name(self) -> str:
+        """Its name within its area."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes appended so far; of a file that a dead writer left, the file's size, which may end in unwritten zeros."""
 
     def append(self, parts: list[Buffer]) -> None:
         """Add the parts at the end with one system call. Not durable until `sync`."""
 
     def sync(self) -> None:
-        """Make every byte appended before the call durable, and the file findable under its name."""
+        """Make every byte appended before the call durable, and the file findable under its name.
+
+        A failure is final: the system may have dropped the bytes, so no later sync of this file is believed. The writer
+        puts what it has not acknowledged into another file.
+        """
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes that were appended before; fewer if the file ends earlier."""
@@ -121,7 +136,7 @@ class Appendable(Protocol):
     def open_growing(self, area: str, name: str) -> GrowingFile:
         """Open what an earlier writer left, for reading, publishing or discarding."""
 
-    def list_growing(self, area: str) -> list[str]:
+    def list_growing(self, area: str) -> Names:
         """Give the names in `area`, sorted."""
 
     def exists(self, key: str) -> bool:
