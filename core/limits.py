@@ -20,6 +20,15 @@ KEY_BYTES: Final = 512
 NAME_BYTES: Final = 255
 RECORD_BYTES: Final = 64 * KIB
 """Stored bytes of a pool, slot, name, image, snapshot or lock record."""
+POOL_SLOTS: Final = 64
+"""Key slots of one pool; opening by passphrase may try each."""
+POOL_WRITERS: Final = 256
+"""Writers a pool's description lists, retired ones included."""
+PASSPHRASE_BYTES: Final = 1024
+ARGON2_MEMORY_KIB: Final = 1024 * 1024
+ARGON2_ITERATIONS: Final = 16
+ARGON2_LANES: Final = 16
+"""The most that a stored slot may ask of the machine that tries it."""
 CHECKPOINT_ROOT_BYTES: Final = 256 * MIB
 
 # The writer.
@@ -64,6 +73,7 @@ LOCK_LEASE_S: Final = 30.0
 assert SEGMENT_BLOCKS <= SEGMENT_FRAMES, "a frame holds at least one block"
 assert SEGMENT_BLOCKS * BLOCK_BYTES < SEGMENT_BYTES, "incompressible blocks with headers and index fit"
 assert SEGMENT_FRAMES * BLOCKS_PER_FRAME <= 1 << 16, "a position is 16 bits of a map entry"
+assert POOL_WRITERS * 128 < RECORD_BYTES, "a description with every writer fits in a record"
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
 assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"
