@@ -1,0 +1,84 @@
+"""Managing the slots of an open pool: add, list, rotate, remove. No data is rewritten by any of it.
+
+Every change leaves the pool openable at every moment: a writer is listed before its slot exists, and a slot is removed
+only after what replaces it is durable.
+"""
+
+from collections.abc import Callable
+
+from core import limits
+from core.crypto.signature import Signer
+from core.errors import NotFoundError, UsageError
+from core.pool.key_files import SECRET_BYTES, KeyFile
+from core.pool.keys import SEED_BYTES, PoolKeys, Role
+from core.pool.pool import Pool
+from core.pool.slots import Passphrase, SlotInfo, Unlock, list_slots, new_slot_id, put_slot, remove_slot
+
+NewOpener = Passphrase | Callable[[KeyFile], None]
+"""What will open a new slot: a passphrase, or a function that stores the new key file before the slot exists."""
+
+
+def slots_of(pool: Pool) -> list[SlotInfo]:
+    """Describe the slots of the pool, oldest first."""
+    return list_slots(pool.store, pool.keys)
+
+
+def add_slot(pool: Pool, opener: NewOpener, role: Role, label: str = "") -> SlotInfo:
+    """Add a slot for `role`; owners and writers get a signing key of their own. Needs an owner's key; durable on return."""
+    pool.keys.admin()
+    if len(label.encode()) > limits.NAME_BYTES:
+        raise UsageError(f"a label has at most {limits.NAME_BYTES} bytes")
+    if len(slots_of(pool)) >= limits.POOL_SLOTS:
+        raise UsageError(f"the pool has {limits.POOL_SLOTS} key slots, which is the most; remove one first")
+    seed = None if role is Role.READER else pool.world.random_bytes(SEED_BYTES)
+    if seed is not None:
+        public_key = Signer(seed).public_key
+        pool.change_writers(lambda description: description.with_writer(public_key, pool.world.now()))
+    return _put(pool, pool.keys.for_role(role, seed), opener, label)
+
+
+def rotate_slot(pool: Pool, opener: NewOpener) -> SlotInfo:
+    """Replace the slot that opened the pool by one with the same keys and a new opener; durable on return.
+
+    After a crash both open the pool. The old key file or passphrase opens it no more once this returns.
+    """
+    label = next((each.label for each in slots_of(pool) if each.id == pool.slot_id), "")
+    old = pool.slot_id
+    info = _put(pool, pool.keys, opener, label)
+    pool.adopt_slot(info.id, info.kind)
+    remove_slot(pool.store, old)
+    return info
+
+
+def drop_slot(pool: Pool, slot_id: str) -> SlotInfo:
+    """Remove a slot and retire its signing key; give what it was. Needs an owner's key; durable on return.
+
+    The last slot and the last owner's slot are refused. What the slot's holder signed stays valid; who kept a copy of the
+    pool's keys out of it is stopped only by a new pool.
+    """
+    pool.keys.admin()
+    slots = slots_of(pool)
+    found = next((each for each in slots if each.id == slot_id), None)
+    if found is None:
+        raise NotFoundError(f"the pool has no key slot {slot_id!r}; `blockyard key ls` shows them")
+    if len(slots) == 1:
+        raise UsageError("this is the last key slot; without it nobody could open the pool. Add another one first")
+    if found.role is Role.OWNER and not any(each.role is Role.OWNER for each in slots if each is not found):
+        raise UsageError(
+            "this is the last owner's slot; without it nobody could manage the keys. Add another one first"
+        )
+    remove_slot(pool.store, slot_id)
+    writer_id = found.writer_id
+    if writer_id is not None:
+        pool.change_writers(lambda description: description.without_writer(writer_id, pool.world.now()))
+    return found
+
+
+def _put(pool: Pool, keys: PoolKeys, opener: NewOpener, label: str) -> SlotInfo:
+    slot_id = new_slot_id(pool.world)
+    if isinstance(opener, Passphrase):
+        unlock: Unlock = opener
+    else:
+        unlock = KeyFile(pool.id, slot_id, keys.role, pool.world.random_bytes(SECRET_BYTES))
+        opener(unlock)
+    return put_slot(pool.store, slot_id, keys, unlock, label=label, algorithm=pool.algorithm, world=pool.world)
