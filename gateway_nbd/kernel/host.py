@@ -1,0 +1,60 @@
+"""Does this machine's kernel have an nbd driver? And how a supervisor makes itself fit to serve it."""
+
+import contextlib
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from gateway_nbd.kernel.netlink import NbdNetlink, NoNbdDriverError
+
+_PR_SET_IO_FLUSHER: Final = 57
+_NEVER_KILLED: Final = "-1000"
+
+
+def open_netlink(image: str) -> NbdNetlink:
+    """Give the kernel's nbd family, loading the driver if need be; else raise NoNbdDriverError with the ways around."""
+    try:
+        return NbdNetlink()
+    except NoNbdDriverError:
+        _load_driver()
+    try:
+        return NbdNetlink()
+    except NoNbdDriverError:
+        raise NoNbdDriverError(without_driver(image)) from None
+
+
+def without_driver(image: str) -> str:
+    """Say what to do with `image` on a kernel without nbd; the commands are meant to be pasted."""
+    socket = "/tmp/blockyard.sock"  # noqa: S108 - an example for a person
+    uri = f"nbd+unix:///?socket={socket}"
+    return f"""this kernel has no nbd driver (no generic netlink family 'nbd', also after `modprobe nbd`),
+so {image} cannot become /dev/nbdN here. Serve it on a socket instead:
+  blockyard nbd {image} --socket {socket}
+and use it without the driver, as a file through FUSE, which a loop device can mount:
+  mkdir -p /tmp/image && nbdfuse /tmp/image '{uri}' &
+  mount -o loop /tmp/image/nbd /mnt
+or as a disk of a virtual machine, or copied:
+  qemu-system-x86_64 -drive 'file={uri},format=raw,if=virtio'
+  qemu-img convert -p '{uri}' copy.qcow2
+or on a machine whose kernel has the driver (mapping it there does the same and survives a gateway's restart):
+  qemu-nbd --connect=/dev/nbd0 --format=raw '{uri}'"""
+
+
+def become_io_flusher() -> None:
+    """Let this process and its children never wait for the writes that they themselves have to carry out.
+
+    Memory they allocate is not got by writing to block devices, and the out-of-memory killer spares them. Kernels or
+    containers that do not allow it are served all the same, less safely when memory is scarce.
+    """
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_NEVER_KILLED)
+
+
+def _load_driver() -> None:
+    modprobe = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if modprobe is not None:
+        subprocess.run([modprobe, "-q", "nbd"], check=False, capture_output=True)  # noqa: S603
