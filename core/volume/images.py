@@ -1,0 +1,109 @@
+"""The images of a pool: create, open, list, rename. The facade that the command line and the gateways use.
+
+Stateless; any thread. An image is its volume id: a name is a record that leads to it, so renaming never touches an open image.
+"""
+
+from core import limits
+from core.crypto.volume import VolumeKeys
+from core.errors import AlreadyExistsError, IntegrityError, UsageError
+from core.pool.names import Name
+from core.pool.pool import Pool
+from core.units import format_size
+from core.volume.description import ImageInfo, description_key, load_description, put_description
+from core.volume.image import Image, open_volume
+from core.volume.options import ImageOptions
+
+__all__ = [
+    "ImageInfo",
+    "create_image",
+    "image_info",
+    "image_keys",
+    "image_names",
+    "list_images",
+    "open_image",
+    "rename_image",
+]
+
+
+def create_image(pool: Pool, name: str, size_bytes: int) -> ImageInfo:
+    """Make an empty image; durable on return. AlreadyExistsError if the name is taken. It stores two small records."""
+    pool.keys.require_writer("creating an image")
+    check_size(size_bytes)
+    if pool.names.find(name) is not None and _is_current(pool, name):
+        raise AlreadyExistsError(f"an image is called {name!r} already in the pool at {pool.store.url}")
+    info = put_description(pool, name, size_bytes)
+    try:
+        pool.names.add(name, info.volume_id)
+    except AlreadyExistsError:
+        pool.store.delete(description_key(info.volume_id))
+        raise
+    return info
+
+
+def check_size(size_bytes: int) -> None:
+    """Raise UsageError for a size no image may have."""
+    if not 0 < size_bytes <= limits.IMAGE_BYTES:
+        raise UsageError(f"an image has from 1 byte to {format_size(limits.IMAGE_BYTES)}, not {size_bytes} bytes")
+
+
+def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, force: bool = False) -> Image:
+    """Open an image. For writing it takes the lock and puts a barrier; LockedError if a live owner has it, unless `force`.
+
+    The pool must stay open as long as the image. Raises NotFoundError, ReadOnlyError (a reader's key), IntegrityError.
+    """
+    if writable:
+        pool.keys.require_writer("opening an image for writing")
+    info, keys = image_keys(pool, name)
+    return open_volume(
+        pool.store,
+        info.prefix,
+        keys,
+        name,
+        info.size_bytes,
+        writable=writable,
+        options=options,
+        force=force,
+        world=pool.world,
+    )
+
+
+def image_names(pool: Pool) -> list[str]:
+    """Give the names of the pool's images, sorted."""
+    return [each.name for each in pool.names.everything()]
+
+
+def list_images(pool: Pool) -> list[ImageInfo]:
+    """Describe every image of the pool, sorted by name. Costs two small gets for each."""
+    found = (_info(pool, each) for each in pool.names.everything())
+    return [info for info in found if info is not None]
+
+
+def image_info(pool: Pool, name: str) -> ImageInfo:
+    """Describe one image; NotFoundError if there is none of this name."""
+    return image_keys(pool, name)[0]
+
+
+def image_keys(pool: Pool, name: str) -> tuple[ImageInfo, VolumeKeys]:
+    """Describe one image and give its keys."""
+    found = pool.names.get(name)
+    return load_description(pool, name, found.volume_id)
+
+
+def rename_image(pool: Pool, old: str, new: str) -> None:
+    """Rename an image, open or not; AlreadyExistsError if the new name is taken. Durable on return."""
+    pool.keys.require_writer("renaming an image")
+    pool.names.rename(old, new)
+
+
+def _info(pool: Pool, name: Name) -> ImageInfo | None:
+    """Describe an image; None if it was removed since it was listed."""
+    try:
+        return load_description(pool, name.name, name.volume_id)[0]
+    except IntegrityError:
+        if pool.names.find(name.name) is None:
+            return None
+        raise
+
+
+def _is_current(pool: Pool, name: str) -> bool:
+    return any(each.name == name for each in pool.names.everything())
