@@ -118,9 +118,10 @@ class GrowingDiskFile:
             self._disk.unlink(self._path)
 
     def discard(self) -> None:
-        """Remove the file's name; its bytes are gone once it is closed. Doing it twice is fine."""
+        """Remove the file's name, durable on return; its bytes are gone once it is closed. Doing it twice is fine."""
         with translated(self._url, "discard", self._path), contextlib.suppress(FileNotFoundError):
             self._disk.unlink(self._path)
+            self._disk.fsync_directory(os.path.dirname(self._path))  # noqa: PTH120
 
     def close(self) -> None:
         """Close the descriptor; the name stays. Doing it twice is fine."""

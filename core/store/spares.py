@@ -54,18 +54,23 @@ class Spares:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="blockyard-spares", daemon=True)
                 self._thread.start()
-            self._lock.notify()
+            self._lock.notify_all()
 
     def take(self) -> Spare | None:
         """Give a spare if one is ready; never waits."""
         with self._lock:
             return self._ready.popleft() if self._ready else None
 
+    def wait_idle(self) -> None:
+        """Return when every spare asked for is made or has failed."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._wanted or self._closed)
+
     def close(self) -> None:
         """End the thread and remove the spares."""
         with self._lock:
             self._closed = True
-            self._lock.notify()
+            self._lock.notify_all()
         if self._thread is not None:
             self._thread.join()
         for spare in self._ready:
@@ -81,6 +86,7 @@ class Spares:
             spare = self._make()
             with self._lock:
                 self._wanted -= 1
+                self._lock.notify_all()
                 if spare is not None:
                     self._ready.append(spare)
 
