@@ -7,6 +7,7 @@ the user types.
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -84,14 +85,16 @@ def map_verb(
 
     A mounted filesystem does not notice when the gateway behind the device dies or is replaced.
     """
-    from gateway_nbd.kernel.command import gateway_command
+    from gateway_nbd.kernel.command import gateway_command, gateway_environment
     from gateway_nbd.kernel.mapping import Order, map_image
     from gateway_nbd.kernel.supervisor import Wishes
 
+    here = Path.cwd()
     order = Order(
         image=image,
-        command=gateway_command(image, readonly=readonly, force=force, options=options),
-        environment=dict(os.environ),
+        command=gateway_command(image, readonly=readonly, force=False, options=options, directory=here),
+        first_command=gateway_command(image, readonly=readonly, force=force, options=options, directory=here),
+        environment=gateway_environment(os.environ, here),
         wishes=Wishes(
             export_name="",
             connections=connections,
@@ -122,9 +125,7 @@ def unmap_verb(name: str, force: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON list, for programs.")
 def mapped_verb(as_json: bool) -> None:
     """List the images that are mapped on this machine."""
-    found = [
-        _row(state, alive) for _folder, state, alive in mappings(runtime_directory(os.environ, os.geteuid()))
-    ]
+    found = [_row(state, alive) for _folder, state, alive in mappings(runtime_directory(os.environ, os.geteuid()))]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

@@ -25,10 +25,18 @@ class Gateway:
     """Run `command`, any NBD server in the foreground, with `SOCKET_PLACE` replaced by `socket_path`."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], socket_path: Path, log_path: Path
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        socket_path: Path,
+        log_path: Path,
+        *,
+        first_command: Sequence[str] | None = None,
     ) -> None:
+        """`first_command`, if given, is run instead of `command` until `settle` is called."""
         self.socket_path = socket_path
-        self._command = [part.replace(SOCKET_PLACE, str(socket_path)) for part in command]
+        self._settled_command = [part.replace(SOCKET_PLACE, str(socket_path)) for part in command]
+        self._command = [part.replace(SOCKET_PLACE, str(socket_path)) for part in first_command or command]
         self._environment = dict(environment)
         self._log_path = log_path
         self._child: subprocess.Popen[bytes] | None = None
@@ -61,6 +69,10 @@ class Gateway:
             except OSError as error:
                 raise WorldError(f"the gateway {self._command[0]} did not start: {error.strerror}") from error
         self._pidfd = os.pidfd_open(self._child.pid)
+
+    def settle(self) -> None:
+        """The first gateway serves: what was for it alone (taking an image over) is not done again."""
+        self._command = self._settled_command
 
     def has_ended(self) -> bool:
         """Tell whether the child has ended (or none was started)."""

@@ -35,6 +35,8 @@ class Order:
     command: Sequence[str]
     environment: Mapping[str, str]
     wishes: Wishes
+    first_command: Sequence[str] | None = None
+    """Replaces `command` until the image is mapped: a takeover is forced once, not at every restart."""
 
 
 def map_image(order: Order, runtime: Path) -> str:
@@ -66,7 +68,13 @@ def serve_mapping(order: Order, folder: MappingFolder, on_mapped: Callable[[str]
         stack.callback(folder.release)
         become_io_flusher()
         adopted = _adopt(folder)
-        gateway = Gateway(order.command, order.environment, folder.gateway, folder.log("gateway"))
+        gateway = Gateway(
+            order.command,
+            order.environment,
+            folder.gateway,
+            folder.log("gateway"),
+            first_command=order.first_command,
+        )
         supervisor = Supervisor(
             folder, gateway, kernel, order.wishes, _real_world(), adopted=adopted, on_mapped=on_mapped
         )

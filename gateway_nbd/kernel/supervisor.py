@@ -232,6 +232,7 @@ class Supervisor:
         self._export, self._connections, self._hung_up = export, connections, False
         for connection in connections:
             self._watch(connection.fileno(), select.EPOLLRDHUP, self._note_hang_up)
+        self._gateway.settle()
         self._phase, self._backoff_s = Phase.SERVING, FIRST_BACKOFF_S
         self._turn_at = self._world.clock() + SIZE_CHECK_S
         self._announce(self._index)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 from core.errors import BlockyardError
 from gateway_nbd.kernel.mapping import Order, map_image
