@@ -1,0 +1,117 @@
+"""Real pools behind the gateway: settings resolved and secrets read before nbdkit forks, the pool opened after it."""
+
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from core.config import (
+    PoolSettings,
+    default_config_path,
+    load_config,
+    resolve_pool,
+    settings_from_environment,
+)
+from core.errors import NotFoundError
+from core.pool.connect import find_opener, opener_from_settings
+from core.pool.pool import Pool, open_pool
+from core.pool.slots import Unlock
+from core.store.factory import open_store
+from core.units import format_size
+from core.volume.images import create_image, image_info, image_options, list_images, open_image
+from core.volume.options import ImageOptions
+from core.world import World
+from gateway_nbd.connection import BlockImage
+from gateway_nbd.parameters import Parameters
+
+
+@dataclass(frozen=True, repr=False)
+class _Prepared:
+    """What is known before a store is touched."""
+
+    parameters: Parameters
+    settings: PoolSettings
+    options: ImageOptions
+    opener: Unlock | None
+    """What the settings name; None leaves the user's keyring directory to be searched."""
+
+
+class RealPool:
+    """One pool as the parameters name it. `prepare` first; then `probe` in a child, `connect` where it serves."""
+
+    def __init__(self) -> None:
+        self._known: _Prepared | None = None
+
+    def prepare(self, parameters: Parameters) -> None:
+        """Resolve settings and read what unlocks the pool, touching no store; UsageError if something is wrong."""
+        config = load_config(parameters.config_path or default_config_path(os.environ))
+        environment = settings_from_environment(os.environ)
+        settings = _absolute(resolve_pool(parameters.pool, config, environment, parameters.settings), Path.cwd())
+        self._known = _Prepared(parameters, settings, image_options(settings), opener_from_settings(settings))
+
+    def probe(self) -> None:
+        """Open the pool, make the image if that is asked for, and see that it is there."""
+        parameters = self._prepared.parameters
+        pool = self._open()
+        try:
+            if parameters.image is not None:
+                _find_or_create(pool, parameters, parameters.image)
+        finally:
+            pool.close()
+
+    def connect(self) -> "PoolImages":
+        """Open the pool in the process that serves."""
+        known = self._prepared
+        return PoolImages(self._open(), known.options, force=known.parameters.force)
+
+    def _open(self) -> Pool:
+        known = self._prepared
+        store = open_store(known.settings.url)
+        try:
+            opener = known.opener or find_opener(store, known.settings, None)
+            return open_pool(store, opener, World.real())
+        except BaseException:
+            store.close()
+            raise
+
+    @property
+    def _prepared(self) -> _Prepared:
+        assert self._known is not None, "prepare was called"
+        return self._known
+
+
+class PoolImages:
+    """The images of an open pool, as the gateway takes them. Thread-safe, as the pool is."""
+
+    def __init__(self, pool: Pool, options: ImageOptions, *, force: bool) -> None:
+        self._pool = pool
+        self._options = options
+        self._force = force
+
+    def names(self) -> list[tuple[str, str]]:
+        """Give every image of the pool with its size for people."""
+        return [(info.name, format_size(info.size_bytes)) for info in list_images(self._pool)]
+
+    def open(self, name: str, *, writable: bool) -> BlockImage:
+        """Open an image of the pool."""
+        return open_image(self._pool, name, writable=writable, options=self._options, force=self._force and writable)
+
+    def close(self) -> None:
+        """Close the pool; its images are closed."""
+        self._pool.close()
+
+
+def _find_or_create(pool: Pool, parameters: Parameters, name: str) -> None:
+    try:
+        image_info(pool, name)
+    except NotFoundError as error:
+        if not parameters.create or parameters.size_bytes is None:
+            by_hand = f"`blockyard create {parameters.pool}/{name} 10G`"
+            raise NotFoundError(f"{error}; create=true size=10G makes it, and so does {by_hand}") from error
+        create_image(pool, name, parameters.size_bytes)
+
+
+def _absolute(settings: PoolSettings, directory: Path) -> PoolSettings:
+    """Make paths hold when nbdkit leaves the directory it was started in."""
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    paths = {name: directory / value for name, value in values.items() if isinstance(value, Path)}
+    return replace(settings, **paths)  # type: ignore[arg-type]  # a path takes the place of a path
