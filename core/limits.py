@@ -40,6 +40,8 @@ INFLIGHT_RAM_SEGMENTS: Final = 8
 """Closed segments whose blocks are held in memory until they are durable or on local disk."""
 PUT_THREADS: Final = 8
 SEAL_THREADS: Final = 2
+DURABLE_WAIT_S: Final = 300.0
+"""A flush or a write waits this long for a store that does not answer, then fails; what it waited for is kept and tried on."""
 IDLE_SEAL_S: Final = 2.0
 """An open segment that nobody flushes is made durable after this time."""
 CHECKPOINT_SEGMENTS: Final = 256

@@ -72,7 +72,8 @@ def unpack_header(data: Buffer, what: str) -> Header:
     """Read a header. Bad bytes are an IntegrityError naming `what`."""
     if len(data) < HEADER_BYTES:
         raise IntegrityError(f"{what} is cut short: {len(data)} bytes where a header of {HEADER_BYTES} stands")
-    magic, version, kind, algorithm, *rest, window = _LAYOUT.unpack_from(data)
+    fields = _LAYOUT.unpack_from(data)
+    magic, version, kind, algorithm = fields[:4]
     if magic != MAGIC:
         raise IntegrityError(f"{what} does not start as an object of a pool does: it was altered or is something else")
     if version != VERSION:
@@ -81,7 +82,7 @@ def unpack_header(data: Buffer, what: str) -> Header:
         known_kind, known_algorithm = Kind(kind), Algorithm(algorithm)
     except ValueError:
         raise IntegrityError(f"{what} names kind {kind} and algorithm {algorithm}, which are not known") from None
-    return Header(known_kind, known_algorithm, *rest, window)
+    return Header(known_kind, known_algorithm, *fields[4:])
 
 
 def check_header(header: Header, keys: VolumeKeys, kinds: tuple[Kind, ...], sequence: int, what: str) -> None:

@@ -4,14 +4,17 @@ Stateless; any thread. An image is its volume id: a name is a record that leads 
 """
 
 from core import limits
+from core.config import PoolSettings
 from core.crypto.volume import VolumeKeys
 from core.errors import AlreadyExistsError, IntegrityError, UsageError
+from core.format.compression import Compression
 from core.pool.names import Name
 from core.pool.pool import Pool
 from core.units import format_size
 from core.volume.description import ImageInfo, description_key, load_description, put_description
-from core.volume.image import Image, open_volume
-from core.volume.options import ImageOptions
+from core.volume.image import Image
+from core.volume.opening import open_volume
+from core.volume.options import Durability, ImageOptions
 
 __all__ = [
     "ImageInfo",
@@ -19,6 +22,7 @@ __all__ = [
     "image_info",
     "image_keys",
     "image_names",
+    "image_options",
     "list_images",
     "open_image",
     "rename_image",
@@ -64,6 +68,18 @@ def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, 
         options=options,
         force=force,
         world=pool.world,
+    )
+
+
+def image_options(settings: PoolSettings) -> ImageOptions:
+    """Give the options of opening that the settings ask for; UsageError naming what makes no sense."""
+    return ImageOptions(
+        durability=Durability.parse(settings.durability),
+        compression=Compression.parse(settings.compression),
+        ram_cache_bytes=settings.ram_cache_bytes,
+        cache_dir=settings.cache_dir,
+        cache_bytes=settings.cache_bytes,
+        journal_dir=settings.journal_dir,
     )
 
 

@@ -1,0 +1,165 @@
+"""Writing checkpoints of an open image, and collecting what they set free.
+
+Runs on the housekeeping thread (and on the closing one); `_turn` lets one checkpoint run at a time. The image's lock is held only
+while the state is captured.
+
+3. *Place before pointer.* Captured at a segment's end; pages are put after every segment up to there is an object, the root after the pages.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from core.crypto.volume import VolumeKeys
+from core.format.checkpoint import Root
+from core.store.contract import Store
+from core.units import BLOCK_BYTES
+from core.volume import collector
+from core.volume.live_segment import LiveSegment
+from core.volume.log_writer import LogWriter
+from core.volume.names import VolumeNames
+from core.volume.page_store import PageStore
+from core.volume.replay import VolumeState
+from core.world import World
+
+_CARRY_PAGES: Final = 2048
+"""Pages of sparse packs that one checkpoint carries along at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    generation: int
+    next_sequence: int
+    last: LiveSegment | None
+    size_bytes: int
+    live: dict[int, int]
+    pages: dict[int, bytes]
+
+
+class Checkpointer:
+    """Writes the checkpoints of one image."""
+
+    def __init__(
+        self,
+        *,
+        state: VolumeState,
+        lock: threading.Lock,
+        writer: LogWriter,
+        store: Store,
+        names: VolumeNames,
+        keys: VolumeKeys,
+        pages: PageStore,
+        world: World,
+    ) -> None:
+        self.checkpoints_written = 0
+        self.segments_deleted = 0
+        self._state = state
+        self._lock = lock
+        self._writer = writer
+        self._store = store
+        self._names = names
+        self._keys = keys
+        self._pages = pages
+        self._world = world
+        self._turn = threading.Lock()
+        self._taken_over_at = state.generation
+        self._last_generation = state.checkpoint or 0
+        self._roots = [state.checkpoint] if state.checkpoint is not None else []
+
+    @property
+    def segments_since(self) -> int:
+        """Count the sequences since the last checkpoint: what an opening would replay."""
+        return self._writer.published - max(self._last_generation, self._writer.reign.first_sequence - 1)
+
+    def run(self) -> None:
+        """Write a checkpoint of everything accepted so far and collect; durable on return. Nothing to do is fine."""
+        with self._turn:
+            capture = self._capture()
+            if capture is None:
+                return
+            stored = False
+            try:
+                self._writer.wait_published(capture.generation)
+                self._write(capture)
+                stored = True
+            finally:
+                with self._lock:
+                    self._state.map.release_pinned(stored=stored)
+            self._collect()
+
+    def _capture(self) -> _Capture | None:
+        with self._lock:
+            last = self._writer.close_segment()
+            generation = last.sequence if last is not None else self._taken_over_at
+            next_sequence = generation + 1 if last is not None else self._writer.reign.first_sequence
+            if generation == self._last_generation:
+                return None
+            pages = self._state.map.capture_dirty()
+            return _Capture(generation, next_sequence, last, self._state.size_bytes, dict(self._state.map.live), pages)
+
+    def _write(self, capture: _Capture) -> None:
+        state = self._state
+        carried = self._carry(capture)
+        pages = {**carried, **capture.pages}
+        written = self._pages.write_pages(self._writer.reign, self._world, capture.generation, pages)
+        table = state.pages.merged(written.places)
+        with self._lock:
+            stored = {sequence: size for sequence, size in state.stored.items() if sequence <= capture.generation}
+            condemned = collector.condemn(capture.live, state.condemned, capture.generation)
+        root = Root(
+            generation=capture.generation,
+            epoch=self._writer.reign.epoch,
+            next_sequence=capture.next_sequence,
+            log_digest=capture.last.digest if capture.last is not None else self._writer.reign.previous_digest,
+            size_bytes=capture.size_bytes,
+            pages=table,
+            live=capture.live,
+            stored=stored,
+            condemned=condemned,
+        )
+        self._pages.write_root(self._writer.reign, self._world, root)
+        with self._lock:
+            state.use_pages(table)
+            state.condemned = condemned
+        self._last_generation = capture.generation
+        self._roots = [*self._roots[-1:], capture.generation]
+        self.checkpoints_written += 1
+
+    def _carry(self, capture: _Capture) -> dict[int, bytes]:
+        """Read the pages of the oldest pack whose pages are mostly superseded, so that old packs can go."""
+        table = self._state.pages
+        if not len(table):
+            return {}
+        packs, counts = np.unique(table.packs, return_counts=True)
+        if len(packs) < 8:
+            return {}
+        oldest = packs[np.argmin(counts)]
+        pages = [page for page in table.numbers[table.packs == oldest].tolist() if page not in capture.pages]
+        chosen = pages[:_CARRY_PAGES]
+        loaded = self._pages.load(table, chosen, 1 << 62)
+        return {page: loaded[page] for page in chosen}
+
+    def _collect(self) -> None:
+        state = self._state
+        deleted = collector.collect(self._store, self._names, self._keys, self._world, state.condemned)
+        with self._lock:
+            for sequence in deleted:
+                state.condemned.pop(sequence, None)
+                state.stored.pop(sequence, None)
+                state.map.live.pop(sequence, None)
+        self.segments_deleted += len(deleted)
+        packs = {int(pack) for pack in np.unique(state.pages.packs)} | set(self._roots)
+        if len(self._roots) > 1:
+            packs |= {int(pack) for pack in np.unique(self._pages.read_root(self._roots[0]).pages.packs)}
+        collector.delete_old_checkpoints(self._store, self._names, self._roots, packs)
+
+    def due(self, segments: int, dirty_pages: int) -> bool:
+        """Say whether the log since the last checkpoint, or the map's dirty pages, have outgrown their bounds."""
+        return self.segments_since >= segments or len(self._state.map.dirty) >= dirty_pages
+
+
+def mapped_and_stored(state: VolumeState) -> tuple[int, int]:
+    """Give the bytes of blocks that are mapped, and of the objects that hold them."""
+    return state.map.mapped_blocks * BLOCK_BYTES, sum(state.stored.values())

@@ -1,0 +1,237 @@
+"""Reading blocks by their places: live segments first, then the RAM cache, then the store.
+
+Owns the tables of published segments (bounded, first in first out), the frame cache and the read-ahead threads. Any thread; no lock is
+held across I/O but the single flight of one table, which only its own readers wait for.
+
+1. A frame is given out or cached only after its digest stood in a signed index and its AEAD opened (invariant 6).
+2. A live segment leaves `live` only after its object is durable, so a place is always found in one or the other.
+"""
+
+import threading
+from collections.abc import Sequence as Items
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from core import limits
+from core.crypto.aead import Aead, Buffer
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError
+from core.format.envelope import FOOTER_BYTES, TAIL_BYTES, OpenEnd, open_end, payload_range
+from core.format.frame import FRAME_HEADER_BYTES, OpenFrame, open_frame
+from core.format.header import LOG_KINDS, Header
+from core.format.segment import INDEX_BYTES, FrameTable, frame_digest, unpack_index
+from core.store.contract import GrowingFile, ObjectMissingError, Store
+from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
+from core.volume.block_map import POSITION_BITS, SLOT_BITS
+from core.volume.frame_cache import FrameCache
+from core.volume.live_segment import LiveSegment
+from core.volume.names import VolumeNames
+
+_FRAME_MASK: Final = (1 << (POSITION_BITS - SLOT_BITS)) - 1
+_SLOT_MASK: Final = BLOCKS_PER_FRAME - 1
+_RUN_BYTES: Final = 1 << 20
+"""At most so many stored bytes are asked of the store at once for neighbouring frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogObject:
+    """A segment or barrier of the log as its signed end tells it."""
+
+    header: Header
+    previous_digest: bytes
+    digest: bytes
+    frames: FrameTable
+    aead: Aead
+    size_bytes: int
+
+
+def load_log_object(store: Store, names: VolumeNames, keys: VolumeKeys, sequence: int) -> LogObject:
+    """Read and verify the end of the object at `sequence`, in one request where its index is of the usual size."""
+    key = names.segment(sequence)
+    try:
+        tail, size_bytes = store.get_tail(key, TAIL_BYTES)
+        offset, length = payload_range(tail, size_bytes, key)
+        needed = length + FOOTER_BYTES
+        tail = tail[-needed:] if needed <= len(tail) else store.get_range(key, offset, needed)
+    except ObjectMissingError:
+        raise IntegrityError(f"{key} is missing, and blocks of the image are in it") from None
+    end: OpenEnd = open_end(keys, LOG_KINDS, sequence, tail, INDEX_BYTES, key)
+    previous, frames = unpack_index(end.payload, end.offset, key)
+    return LogObject(end.header, previous, end.digest, frames, end.aead, size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What reading needs of a published segment. `file` is set where the segment is still a growing file of another writer."""
+
+    key: str
+    frames: FrameTable
+    aead: Aead
+    file: GrowingFile | None = None
+
+
+class FrameReader:
+    """Reads the blocks of one volume."""
+
+    def __init__(
+        self, store: Store, names: VolumeNames, keys: VolumeKeys, live: dict[int, LiveSegment], cache: FrameCache
+    ) -> None:
+        self.cache = cache
+        self._store = store
+        self._names = names
+        self._keys = keys
+        self._live = live
+        self._tables: dict[int, _Table] = {}
+        self._lock = threading.Lock()
+        self._loading: dict[int, Future[_Table]] = {}
+
+    # Tables.
+
+    def add_growing(self, sequence: int, frames: FrameTable, aead: Aead, file: GrowingFile) -> None:
+        """Read segment `sequence` from a growing file that another writer left or still fills."""
+        self._keep(sequence, _Table(f"{self._names.open_area}/{file.name}", frames, aead, file))
+
+    def add_published(self, sequence: int, frames: FrameTable, aead: Aead) -> None:
+        """Spare the first reader of a segment that this process wrote or replayed its index."""
+        self._keep(sequence, _Table(self._names.segment(sequence), frames, aead))
+
+    def _keep(self, sequence: int, table: _Table) -> None:
+        with self._lock:
+            self._tables[sequence] = table
+            while len(self._tables) > limits.SEGMENT_TABLES_RAM:
+                del self._tables[next(iter(self._tables))]
+
+    def _table(self, sequence: int) -> _Table:
+        table = self._tables.get(sequence)
+        if table is not None:
+            return table
+        with self._lock:
+            flight = self._loading.get(sequence)
+            mine = flight is None
+            if flight is None:
+                flight = self._loading[sequence] = Future()
+        if not mine:
+            return flight.result(limits.STORE_DEADLINE_S * 2)
+        try:
+            end = load_log_object(self._store, self._names, self._keys, sequence)
+            table = _Table(self._names.segment(sequence), end.frames, end.aead)
+            self._keep(sequence, table)
+            flight.set_result(table)
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._loading[sequence]
+        return table
+
+    # Blocks.
+
+    def read_block(self, entry: int, out: memoryview) -> None:
+        """Copy the block at `entry`, not a hole, into `out` of 4096 bytes."""
+        blocks = self.cache.blocks(entry >> SLOT_BITS)
+        if blocks is None:
+            self._read_run(entry, 1, out)
+            return
+        slot = (entry & _SLOT_MASK) * BLOCK_BYTES
+        out[:] = blocks[slot : slot + BLOCK_BYTES]
+
+    def read_entries(self, entries: Items[int], out: memoryview) -> None:
+        """Fill `out` (4096 bytes an entry) with what the entries point at; holes give zeros."""
+        at, count = 0, len(entries)
+        while at < count:
+            first = entries[at]
+            end = at + 1
+            if first:
+                while end < count and entries[end] == first + (end - at):
+                    end += 1
+                self._read_run(first, end - at, out[at * BLOCK_BYTES : end * BLOCK_BYTES])
+            else:
+                while end < count and not entries[end]:
+                    end += 1
+                out[at * BLOCK_BYTES : end * BLOCK_BYTES] = bytes((end - at) * BLOCK_BYTES)
+            at = end
+
+    def _read_run(self, entry: int, count: int, out: memoryview) -> None:
+        """Copy `count` blocks whose places follow one another in one segment."""
+        sequence = entry >> POSITION_BITS
+        slot = entry & _SLOT_MASK
+        live = self._live.get(sequence)
+        if live is not None:
+            raw = live.raw_run(entry >> SLOT_BITS & _FRAME_MASK, slot, count)
+            if raw is not None:
+                out[:] = raw
+                return
+        first = entry >> SLOT_BITS
+        last = (entry + count - 1) >> SLOT_BITS
+        at = 0
+        key = first
+        while key <= last:
+            blocks = self.cache.blocks(key)
+            if blocks is not None:
+                at = _copy(blocks, slot, out, at)
+                slot = 0
+                key += 1
+                continue
+            end = key + 1
+            while end <= last and end not in self.cache:
+                end += 1
+            for frame in self._fetch(sequence, key, end - key, live):
+                blocks = frame.unpack_blocks(self._names.segment(sequence))
+                if first == last:
+                    self.cache.add_blocks(key, blocks)
+                at = _copy(blocks, slot, out, at)
+                slot = 0
+                key += 1
+
+    def _fetch(self, sequence: int, key: int, count: int, live: LiveSegment | None) -> list[OpenFrame]:
+        """Read, verify and open up to `count` frames that follow one another, from cache key `key` on; at least one."""
+        number = key & _FRAME_MASK
+        if live is not None:
+            return [open_frame(live.aead, number, live.frame_bytes(number), self._names.segment(sequence))]
+        table = self._table(sequence)
+        frames = table.frames
+        if number >= len(frames):
+            raise IntegrityError(f"{table.key} has {len(frames)} frames and the map points at frame {number}")
+        start = frames.offsets[number]
+        end = number + 1
+        while (
+            end < min(number + count, len(frames)) and frames.offsets[end] + frames.lengths[end] - start <= _RUN_BYTES
+        ):
+            end += 1
+        length = frames.offsets[end - 1] + frames.lengths[end - 1] - start
+        data = memoryview(self._get(table, start, length))
+        opened = []
+        for frame in range(number, end):
+            at = frames.offsets[frame] - start
+            sealed = data[at : at + frames.lengths[frame]]
+            opened.append(self._open(table, frame, sealed))
+            self.cache.add(key + frame - number, opened[-1])
+        return opened
+
+    def _get(self, table: _Table, offset: int, length: int) -> bytes:
+        if table.file is not None:
+            return table.file.read(offset, length)
+        try:
+            return self._store.get_range(table.key, offset, length)
+        except ObjectMissingError:
+            raise IntegrityError(f"{table.key} is missing, and blocks of the image are in it") from None
+
+    @staticmethod
+    def _open(table: _Table, frame: int, sealed: Buffer) -> OpenFrame:
+        if frame_digest(sealed[FRAME_HEADER_BYTES:]) != table.frames.digest(frame):
+            raise IntegrityError(
+                f"frame {frame} of {table.key} is not the one its index names: it was altered or swapped"
+            )
+        return open_frame(table.aead, frame, sealed, table.key)
+
+
+def _copy(blocks: Buffer, slot: int, out: memoryview, at: int) -> int:
+    """Copy blocks from `slot` on to `out` from byte `at` on, as many as both have; give the byte after them."""
+    start = slot * BLOCK_BYTES
+    length = min(len(blocks) - start, len(out) - at)
+    if length <= 0:
+        raise IntegrityError("the map points at a block that its frame does not have")
+    out[at : at + length] = blocks[start : start + length]
+    return at + length

@@ -1,0 +1,247 @@
+"""A segment from its first block until it is an object of the store.
+
+Two sides that may run at once:
+
+*Filling* (`write`, `trim`, `resize`, `cut`, `claim`, `close`): under the image's lock, by whoever writes.
+*Storing* (`seal`, `finish`): by sealing and publishing threads; `_order` guards the order of frames in the file.
+
+1. Blocks lie in `_raw` densely, in the order they were written; frame `f` holds `_blocks[f]` of them from block `_bases[f]` on.
+2. A frame that was cut never changes; it is claimed by one thread, sealed once (invariant 4) and appended in order.
+3. `_raw` goes away only after every frame is in the growing file or in `_parts`: a reader that holds the segment always finds a
+   block, first in `_raw`, then in the frame's sealed bytes. Raw buffers are never used again, so a reader needs no lock.
+"""
+
+import threading
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from core import limits
+from core.crypto.volume import VolumeKeys
+from core.errors import WorldError
+from core.format.compression import Compressor
+from core.format.envelope import seal_end
+from core.format.frame import RECORD_BYTES, RecordKind, pack_record, seal_frame
+from core.format.header import Header, object_aead
+from core.format.segment import FrameTable, FrameTableBuilder, pack_index
+from core.store.contract import Buffer, GrowingFile
+from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
+from core.volume.block_map import POSITION_BITS, SLOT_BITS
+
+if TYPE_CHECKING:
+    from core.crypto.aead import Aead
+
+_RECORDS_BYTES: Final = limits.FRAME_RECORDS * RECORD_BYTES
+_ORDER_WAIT_S: Final = 60.0
+
+
+class LiveSegment:
+    """One segment being filled, sealed and stored.
+
+    `create_file` makes its growing file with the first bytes that are appended; without it the sealed bytes stay in memory
+    for a put.
+    """
+
+    def __init__(self, keys: VolumeKeys, header: Header, create_file: Callable[[], GrowingFile] | None) -> None:
+        self.sequence = header.sequence
+        self.file: GrowingFile | None = None
+        self._create_file = create_file
+        self.closed = False
+        self.ended = threading.Event()
+        self.digest = b""
+        self.published = False
+        self.used_blocks = 0
+        self.size_bytes = 0
+        packed = header.pack()
+        self.aead: Aead = object_aead(keys, header, packed)
+        self._keys = keys
+        self._packed_header = packed
+        self._raw: memoryview | None = memoryview(bytearray(limits.SEGMENT_BLOCKS * BLOCK_BYTES))
+        self._bases = array("I")
+        self._blocks = array("B")
+        self._records: list[bytes] = []
+        self._frame_base = 0
+        self._frame_records = bytearray()
+        self._claimed = 0
+        self._order = threading.Condition()
+        self._sealed: dict[int, tuple[bytes, bytes]] = {}
+        self._table = FrameTableBuilder()
+        self._unappended: list[Buffer] = [packed]
+        self._parts: list[Buffer] = []
+
+    def __del__(self) -> None:
+        # Readers hold a segment without a lock (3), so its file is closed when the last of them has let go.
+        if getattr(self, "file", None) is not None:
+            self.file.close()  # type: ignore[union-attr]
+
+    # Filling.
+
+    @property
+    def room_blocks(self) -> int:
+        """Blocks that still fit; 0 also when the frames are used up."""
+        return limits.SEGMENT_BLOCKS - self.used_blocks if len(self._bases) < limits.SEGMENT_FRAMES - 1 else 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Say whether nothing was written, trimmed or resized in this segment."""
+        return not self._bases and not self._frame_records
+
+    def write(self, block: int, count: int, data: memoryview) -> int:
+        """Copy `count` whole blocks in, `count` ≤ `room_blocks`; give the map entry of the first, the others follow it."""
+        used = self.used_blocks
+        raw = self._raw
+        assert raw is not None, "a segment that is filled still has its blocks"
+        raw[used * BLOCK_BYTES : (used + count) * BLOCK_BYTES] = data
+        filled = used - self._frame_base
+        entry = self.sequence << POSITION_BITS | len(self._bases) << SLOT_BITS | filled
+        self.used_blocks = used + count
+        while True:
+            take = min(count, BLOCKS_PER_FRAME - filled)
+            self._frame_records += pack_record(RecordKind.WRITE, block, take)
+            filled += take
+            if filled == BLOCKS_PER_FRAME or len(self._frame_records) == _RECORDS_BYTES:
+                self._end_frame(filled)
+                filled = 0
+            count -= take
+            if not count:
+                return entry
+            block += take
+
+    def trim(self, block: int, count: int) -> None:
+        """Note that `count` blocks became holes."""
+        self._note(RecordKind.TRIM, block, count)
+
+    def resize(self, size_bytes: int) -> None:
+        """Note a new size of the image."""
+        self._note(RecordKind.RESIZE, size_bytes, 0)
+
+    def _note(self, kind: RecordKind, start: int, count: int) -> None:
+        # A frame whose records are used up is cut before its blocks are: entries of one `write` stay consecutive because
+        # `write` itself checks after every record.
+        self._frame_records += pack_record(kind, start, count)
+        if len(self._frame_records) == _RECORDS_BYTES:
+            self.cut()
+
+    def cut(self) -> None:
+        """End the frame that is being filled, if anything is in it."""
+        if self._frame_records:
+            self._end_frame(self.used_blocks - self._frame_base)
+
+    def _end_frame(self, blocks: int) -> None:
+        self._bases.append(self._frame_base)
+        self._blocks.append(blocks)
+        self._records.append(bytes(self._frame_records))
+        self._frame_base += blocks
+        self._frame_records = bytearray()
+
+    def claim(self, at_least: int = 1) -> range:
+        """Take the frames that were cut and nobody claimed; nothing if they are fewer than `at_least`."""
+        first, end = self._claimed, len(self._bases)
+        if end - first < at_least:
+            return range(0)
+        self._claimed = end
+        return range(first, end)
+
+    def close(self) -> range:
+        """Cut the last frame and take no more writes; the caller claims what is left."""
+        self.cut()
+        self.closed = True
+        return self.claim()
+
+    # Storing.
+
+    def seal(self, frames: range, compressor: Compressor) -> None:
+        """Seal the claimed frames and append what is in order now."""
+        raw = self._raw
+        for number in frames:
+            base, blocks = self._bases[number], self._blocks[number]
+            records = self._records[number]
+            data: Buffer = b""
+            if blocks:
+                assert raw is not None, "raw blocks stay until every frame is sealed"
+                data = raw[base * BLOCK_BYTES : (base + blocks) * BLOCK_BYTES]
+            self._sealed[number] = seal_frame(self.aead, compressor, number, records, data)
+        if frames:
+            self.append_ready()
+
+    def append_ready(self) -> int:
+        """Append, in order, the frames that are sealed; give how many stand in the file now. May raise OutOfSpaceError."""
+        with self._order:
+            number = len(self._table)
+            while True:
+                sealed = self._sealed.pop(number, None)
+                if sealed is None:
+                    break
+                header, body = sealed
+                self._table.add(body, self._blocks[number], self._records[number])
+                self._unappended += (header, body)
+                if self._create_file is None:
+                    self._parts += (header, body)
+                number += 1
+            self._push()
+            self._order.notify_all()
+            return number
+
+    def _push(self) -> None:
+        if self._create_file is not None and self._unappended:
+            if self.file is None:
+                self.file = self._create_file()
+            self.file.append(self._unappended)
+        self._unappended = []
+
+    def wait_appended(self, frames: int) -> None:
+        """Return when the first `frames` frames stand in the file or in memory as sealed bytes."""
+        with self._order:
+            arrived = self._order.wait_for(lambda: len(self._table) >= frames, _ORDER_WAIT_S)
+            if not arrived:
+                raise WorldError(f"sealing segment {self.sequence} did not end within {_ORDER_WAIT_S:.0f} s")
+            self._push()
+
+    @property
+    def frames_cut(self) -> int:
+        """Count the frames that will not change any more."""
+        return len(self._bases)
+
+    def finish(self, previous_digest: bytes) -> None:
+        """Add index and footer to a closed segment whose frames are all sealed, and let go of the raw blocks."""
+        self.wait_appended(len(self._bases))
+        with self._order:
+            if not self.ended.is_set():
+                end = self._table.end
+                payload = pack_index(self._table.table(), previous_digest)
+                sealed, footer, self.digest = seal_end(self._keys, self._packed_header, self.aead, payload, end)
+                self.size_bytes = end + len(sealed) + len(footer)
+                self._unappended += (sealed, footer)
+                if self._create_file is None:
+                    self._parts += (sealed, footer)
+            self._push()
+            self.ended.set()
+            self._raw = None
+
+    def whole_bytes(self) -> bytes:
+        """Give all bytes of a finished segment that has no growing file."""
+        return b"".join((self._packed_header, *self._parts))
+
+    @property
+    def table(self) -> FrameTable:
+        """Give the table of the frames appended so far."""
+        with self._order:
+            return self._table.table()
+
+    # Reading.
+
+    def raw_run(self, frame: int, slot: int, count: int) -> memoryview | None:
+        """Give `count` blocks that follow one another from a place on, or None when they are to be read as a frame."""
+        raw = self._raw
+        if raw is None:
+            return None
+        base = (self._bases[frame] if frame < len(self._bases) else self._frame_base) + slot
+        return raw[base * BLOCK_BYTES : (base + count) * BLOCK_BYTES]
+
+    def frame_bytes(self, number: int) -> bytes:
+        """Give one appended frame as it is stored: header and body."""
+        if self.file is None:
+            header, body = self._parts[2 * number : 2 * number + 2]
+            return bytes(header) + bytes(body)
+        offset, length = self._table.place(number)
+        return self.file.read(offset, length)

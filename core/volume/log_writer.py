@@ -1,0 +1,374 @@
+"""The writer's end of a log: fills segments, seals them on threads, makes them durable and publishes them in order.
+
+Owns the open segment, the closed ones that are not yet objects, and the threads. The image's lock (`lock`, given) guards filling: the
+open segment, `next_sequence` and `accepted`. `_state` guards the rest. No I/O happens under the image's lock.
+
+1. *Prefix.* Segments become objects such that everything up to `published` is there; a flush is acknowledged only when everything
+   accepted before it is durable (here: synced in its growing file, or published).
+2. *Fence.* After a sync and before its acknowledgement the writer looks for an object at its own place in the log; a put that finds
+   one is the same discovery. A fenced writer stays down: `failure` is set once and every later call raises it.
+7. *Truth in errors.* `trouble` is what the store says at the moment: room running out is told to flushes and writers at once, other
+   errors after a bounded wait; the segments stay in line and are tried again until they are durable or the writer is closed.
+8. *Bounded.* At most `medium.unpublished_segments` closed segments, at most `limits.INFLIGHT_RAM_SEGMENTS` of them in memory.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from core import limits
+from core.crypto.volume import VolumeKeys
+from core.errors import BlockyardError, FencedError, OutOfSpaceError, StoreError, StoreTimeoutError
+from core.format.compression import Compression, Compressor
+from core.format.envelope import require_signer
+from core.format.header import Header, Kind
+from core.store.contract import ObjectExistsError
+from core.units import Epoch, Sequence
+from core.volume.live_segment import LiveSegment
+from core.volume.medium import Medium
+from core.world import World
+
+if TYPE_CHECKING:
+    from core.crypto.signature import Signer
+
+_SEAL_BATCH: Final = 16
+"""Frames handed to a sealing thread at once: a handover costs as much as sealing half a frame."""
+_RETRY_FIRST_S: Final = 0.25
+_RETRY_MOST_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class WriterCounters:
+    """What the writer did since it was opened; plain integers that a scrape reads without a lock."""
+
+    frames_sealed: int = 0
+    segments_published: int = 0
+    bytes_published: int = 0
+    syncs: int = 0
+    flushes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """Who writes from where on: one epoch of a log, as the barrier established it."""
+
+    epoch: Epoch
+    nonce: bytes
+    first_sequence: Sequence
+    previous_digest: bytes
+
+
+def new_header(keys: VolumeKeys, kind: Kind, reign: Reign, sequence: int, salt: bytes, window: int = 0) -> Header:
+    """Make the header of one object of this reign."""
+    require_signer(keys)
+    signer: Signer | None = keys.signer
+    assert signer is not None, "require_signer looked"
+    return Header(
+        kind=kind,
+        algorithm=keys.algorithm,
+        key_id=keys.key_id,
+        pool_id=keys.pool_id,
+        volume_id=keys.volume_id,
+        epoch=reign.epoch,
+        sequence=Sequence(sequence),
+        nonce=reign.nonce,
+        salt=salt,
+        writer_id=signer.writer_id,
+        window=window,
+    )
+
+
+class LogWriter:
+    """Writes one log for one reign. `on_published` runs on a publishing thread, in log order, after a segment is an object."""
+
+    def __init__(
+        self,
+        *,
+        keys: VolumeKeys,
+        reign: Reign,
+        medium: Medium,
+        compression: Compression,
+        world: World,
+        lock: threading.Lock,
+        live: dict[int, LiveSegment],
+        on_published: Callable[[LiveSegment], None],
+    ) -> None:
+        self.reign = reign
+        self.accepted = 0
+        """Count of changes taken so far; a flush covers those accepted before it began."""
+        self.next_sequence: int = reign.first_sequence
+        self.published: int = reign.first_sequence - 1
+        self.failure: BlockyardError | None = None
+        self.trouble: BlockyardError | None = None
+        self.counters = WriterCounters()
+        self._keys = keys
+        self._medium = medium
+        self._world = world
+        self._lock = lock
+        self._live = live
+        self._on_published = on_published
+        self._compressor = Compressor(compression)
+        self._open: LiveSegment | None = None
+        self._last_change_s = 0.0
+        self._state = threading.Condition()
+        self._publishing = threading.Lock()
+        self._unpublished: deque[LiveSegment] = deque()
+        self._last_closed: LiveSegment | None = None
+        self._backlog = 0
+        self._durable = 0
+        self._flushing = False
+        self._closing = threading.Event()
+        self._to_seal: queue.SimpleQueue[tuple[LiveSegment, range] | None] = queue.SimpleQueue()
+        self._to_publish: queue.SimpleQueue[tuple[LiveSegment, LiveSegment | None] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._seal_loop, daemon=True) for _ in range(limits.SEAL_THREADS)]
+        self._threads += [threading.Thread(target=self._publish_loop, daemon=True) for _ in range(medium.publishers)]
+        for thread in self._threads:
+            thread.start()
+
+    # Filling: the caller holds the image's lock, but for `wait_for_room`.
+
+    def wait_for_room(self) -> None:
+        """Wait, without the image's lock, until a segment may be closed; raise what keeps the store from taking it."""
+        if self._backlog < self._medium.unpublished_segments and self.failure is None:
+            return
+        self._wait(lambda: self._backlog < self._medium.unpublished_segments)
+
+    def open_segment(self) -> LiveSegment:
+        """Give the segment that takes the next change; it has room for at least one block."""
+        segment = self._open
+        if segment is not None and segment.room_blocks:
+            return segment
+        if segment is not None:
+            self._close_open(segment, inline=False)
+        sequence = self.next_sequence
+        header = new_header(self._keys, Kind.SEGMENT, self.reign, sequence, self._world.random_bytes(32))
+        segment = LiveSegment(self._keys, header, self._medium.create_file(self.reign.epoch, sequence))
+        self.next_sequence = sequence + 1
+        self._live[sequence] = segment
+        self._open = segment
+        return segment
+
+    def changed(self, segment: LiveSegment) -> None:
+        """Count one change to the open segment, and hand full frames to the sealing threads."""
+        self.accepted += 1
+        self._last_change_s = self._world.monotonic()
+        if not segment.room_blocks:
+            self._close_open(segment, inline=False)
+        else:
+            frames = segment.claim(_SEAL_BATCH)
+            if frames:
+                self._to_seal.put((segment, frames))
+
+    def close_segment(self) -> LiveSegment | None:
+        """Close the open segment, if anything is in it; give the last closed segment of this reign."""
+        if self._open is not None and not self._open.is_empty:
+            self._close_open(self._open, inline=False)
+        return self._last_closed
+
+    def _close_open(self, segment: LiveSegment, *, inline: bool) -> tuple[LiveSegment, LiveSegment | None, range]:
+        frames = segment.close()
+        previous = self._last_closed
+        with self._state:
+            self._unpublished.append(segment)
+            self._backlog = len(self._unpublished)
+        self._last_closed = segment
+        self._open = None
+        if not inline:
+            if frames:
+                self._to_seal.put((segment, frames))
+            self._to_publish.put((segment, previous))
+        return segment, previous, frames
+
+    # Flushing.
+
+    def flush(self) -> None:
+        """Return when every change accepted before the call is durable. Concurrent flushes share one sync or put."""
+        with self._lock:
+            wanted = self.accepted
+        self.counters.flushes += 1
+        while not self._lead_or_follow(wanted):
+            pass
+
+    def _lead_or_follow(self, wanted: int) -> bool:
+        with self._state:
+            while True:
+                if self.failure is not None:
+                    raise self.failure
+                if self._durable >= wanted:
+                    return True
+                if not self._flushing:
+                    self._flushing = True
+                    break
+                self._state.wait()
+        durable = 0
+        try:
+            durable = self._flush_synced() if self._medium.durable_by_sync else self._flush_put()
+        finally:
+            with self._state:
+                self._flushing = False
+                self._durable = max(self._durable, durable)
+                self._state.notify_all()
+        return durable >= wanted
+
+    def _flush_synced(self) -> int:
+        with self._lock:
+            target = self.accepted
+            segment = self._open
+            if segment is not None:
+                segment.cut()
+                cut = segment.frames_cut
+                frames = segment.claim()
+            before = self._last_closed
+        if before is not None:
+            self.wait_published(before.sequence)
+        if segment is None or not cut:
+            return target
+        segment.seal(frames, self._compressor)
+        self.counters.frames_sealed += len(frames)
+        segment.wait_appended(cut)
+        assert segment.file is not None, "a medium that is durable by sync gives every segment a file"
+        segment.file.sync()
+        self.counters.syncs += 1
+        self._check_barrier(segment.sequence)
+        return target
+
+    def _check_barrier(self, sequence: int) -> None:
+        """Stat after sync (invariant 2): the place in the log that is ours must be free, or taken by ourselves."""
+        if not self._medium.barrier_stands_at(sequence):
+            return
+        with self._publishing:
+            if self.published < sequence:
+                raise self._fail(self._fenced(sequence))
+
+    def _flush_put(self) -> int:
+        with self._lock:
+            target = self.accepted
+            segment = self._open
+            job = self._close_open(segment, inline=True) if segment is not None and not segment.is_empty else None
+            last = self._last_closed
+        if job is not None:
+            segment, previous, frames = job
+            segment.seal(frames, self._compressor)
+            self.counters.frames_sealed += len(frames)
+            self._try_publish(segment, previous)
+        if last is not None:
+            self.wait_published(last.sequence)
+        return target
+
+    def wait_published(self, sequence: int) -> None:
+        """Return when every segment up to `sequence` is an object; raise what keeps the store from taking it."""
+        if self.published < sequence or self.failure is not None:
+            self._wait(lambda: self.published >= sequence)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        deadline = self._world.monotonic() + limits.DURABLE_WAIT_S
+        with self._state:
+            while not done():
+                if self.failure is not None:
+                    raise self.failure
+                if isinstance(self.trouble, OutOfSpaceError) or self._closing.is_set():
+                    raise self.trouble or StoreTimeoutError(
+                        "the image is being closed and its last writes are not durable"
+                    )
+                left = deadline - self._world.monotonic()
+                if left <= 0:
+                    raise self.trouble or StoreTimeoutError(
+                        f"the store took no segment for {limits.DURABLE_WAIT_S:.0f} s; the writes are kept and tried again"
+                    )
+                self._state.wait(min(left, 1.0))
+            if self.failure is not None:
+                raise self.failure
+
+    # Threads.
+
+    def _seal_loop(self) -> None:
+        while (job := self._to_seal.get()) is not None:
+            segment, frames = job
+            try:
+                segment.seal(frames, self._compressor)
+                self.counters.frames_sealed += len(frames)
+            except StoreError as error:
+                self._note_trouble(error)  # the frames are kept; whoever flushes or publishes appends them again
+
+    def _publish_loop(self) -> None:
+        while (job := self._to_publish.get()) is not None:
+            self._try_publish(*job)
+
+    def _try_publish(self, segment: LiveSegment, previous: LiveSegment | None) -> None:
+        """Publish one closed segment, again and again until it is an object, another writer is, or we are closed."""
+        delay_s = _RETRY_FIRST_S
+        while self.failure is None and not self._closing.is_set():
+            try:
+                if previous is not None and not previous.ended.wait(1.0):
+                    continue
+                segment.finish(previous.digest if previous is not None else self.reign.previous_digest)
+                with self._publishing if self._medium.publishers == 1 else threading.Lock():
+                    self._medium.publish(segment)
+                    self._mark_published(segment)
+                return
+            except ObjectExistsError:
+                self._fail(self._fenced(segment.sequence))
+            except StoreError as error:
+                self._note_trouble(error)
+                self._closing.wait(delay_s)
+                delay_s = min(delay_s * 2, _RETRY_MOST_S)
+            except BlockyardError as error:
+                self._fail(error)
+
+    def _mark_published(self, segment: LiveSegment) -> None:
+        with self._state:
+            segment.published = True
+            self.counters.segments_published += 1
+            self.counters.bytes_published += segment.size_bytes
+            self.trouble = None
+            while self._unpublished and self._unpublished[0].published:
+                first = self._unpublished.popleft()
+                self._on_published(first)
+                self.published = first.sequence
+            self._backlog = len(self._unpublished)
+            self._state.notify_all()
+
+    def _note_trouble(self, error: BlockyardError) -> None:
+        with self._state:
+            self.trouble = error
+            self._state.notify_all()
+
+    def _fenced(self, sequence: int) -> FencedError:
+        return FencedError(
+            f"another writer has taken this image over: segment {sequence} of epoch {self.reign.epoch} has its place taken. "
+            "Nothing more is acknowledged here; close this gateway and open the image again"
+        )
+
+    def _fail(self, error: BlockyardError) -> BlockyardError:
+        with self._state:
+            if self.failure is None:
+                self.failure = error
+            self._state.notify_all()
+            return self.failure
+
+    # Idling and closing.
+
+    def is_idle(self) -> bool:
+        """Say whether the open segment holds changes and nobody has added to it for `limits.IDLE_SEAL_S`."""
+        segment = self._open
+        waited = self._world.monotonic() - self._last_change_s
+        return segment is not None and not segment.is_empty and waited > limits.IDLE_SEAL_S
+
+    def abort(self, error: BlockyardError) -> None:
+        """Make every present and later call raise `error`: for a gateway that must exit while the store hangs."""
+        self._fail(error)
+
+    def close(self) -> None:
+        """Stop the threads. What was not flushed before is lost, as in a crash; flush first."""
+        self._closing.set()
+        with self._state:
+            self._state.notify_all()
+        for _ in range(limits.SEAL_THREADS):
+            self._to_seal.put(None)
+        for _ in range(self._medium.publishers):
+            self._to_publish.put(None)
+        for thread in self._threads:
+            thread.join(timeout=limits.STORE_DEADLINE_S)

@@ -1,0 +1,173 @@
+"""Opening a volume: for writing with lock and takeover, or for reading beside a writer."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+
+from core.crypto.volume import VolumeKeys
+from core.store.contract import Appendable, Store
+from core.store.file import FileStore
+from core.volume.checkpointer import Checkpointer
+from core.volume.frame_cache import FrameCache
+from core.volume.frame_reader import FrameReader
+from core.volume.image import Image
+from core.volume.live_segment import LiveSegment
+from core.volume.log_writer import LogWriter
+from core.volume.medium import JournalMedium, Medium, PutMedium, StoreFileMedium
+from core.volume.names import VolumeNames
+from core.volume.options import Durability, ImageOptions
+from core.volume.owner_lock import OwnerLock, ReaderLease, is_alive, process_start
+from core.volume.page_store import PageStore
+from core.volume.recovery import check_journal, find_unpublished, take_over
+from core.volume.replay import VolumeState, apply_frames, follow_log, load_state
+from core.world import World
+
+
+def open_volume(
+    store: Store,
+    prefix: str,
+    keys: VolumeKeys,
+    name: str,
+    size_bytes: int,
+    *,
+    writable: bool,
+    options: ImageOptions,
+    force: bool,
+    world: World,
+) -> Image:
+    """Open the volume below `prefix`; `size_bytes` is its size at creation.
+
+    For writing: LockedError if a living writer owns it and not `force`; on return a barrier is durable, and what any earlier writer
+    acknowledged is part of the image. For reading: a lease is set, nothing else is written.
+    """
+    opening = _Opening(store, VolumeNames(prefix), keys, name, size_bytes, options, world)
+    return opening.for_writing(force=force) if writable else opening.for_reading()
+
+
+class _Opening:
+    def __init__(
+        self,
+        store: Store,
+        names: VolumeNames,
+        keys: VolumeKeys,
+        name: str,
+        size_bytes: int,
+        options: ImageOptions,
+        world: World,
+    ) -> None:
+        self._store = store
+        self._names = names
+        self._keys = keys
+        self._name = name
+        self._size_bytes = size_bytes
+        self._options = options
+        self._world = world
+        self._live: dict[int, LiveSegment] = {}
+        self._pages = PageStore(store, names, keys)
+        self._reader = FrameReader(store, names, keys, self._live, FrameCache(options.ram_cache_bytes))
+
+    def for_writing(self, *, force: bool) -> Image:
+        journal = FileStore(self._options.journal_dir) if self._options.journal_dir is not None else None
+        places: tuple[object, ...] = (self._store, journal)
+        areas = [place for place in places if isinstance(place, Appendable)]
+        owner = OwnerLock(self._store, self._names, self._keys, self._name, self._world)
+        owner.acquire(force=force)
+        with contextlib.ExitStack() as undo:
+            undo.callback(owner.release)
+            state = load_state(self._pages, self._size_bytes)
+            follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
+            if journal is not None:
+                check_journal(state, self._names, journal, force=force)
+            reign = take_over(state, self._store, self._names, self._keys, self._pages, areas, self._world)
+            undo.pop_all()
+        lock = threading.Lock()
+        writer = LogWriter(
+            keys=self._keys,
+            reign=reign,
+            medium=self._medium(journal),
+            compression=self._options.compression,
+            world=self._world,
+            lock=lock,
+            live=self._live,
+            on_published=self._on_published(state),
+        )
+        checkpointer = Checkpointer(
+            state=state,
+            lock=lock,
+            writer=writer,
+            store=self._store,
+            names=self._names,
+            keys=self._keys,
+            pages=self._pages,
+            world=self._world,
+        )
+        return Image(
+            name=self._name,
+            state=state,
+            pages=self._pages,
+            reader=self._reader,
+            lock=lock,
+            writer=writer,
+            checkpointer=checkpointer,
+            claim=owner,
+            follow=None,
+            world=self._world,
+        )
+
+    def _medium(self, journal: FileStore | None) -> Medium:
+        if self._options.durability is Durability.JOURNAL:
+            assert journal is not None, "ImageOptions asks for a journal directory"
+            return JournalMedium(self._store, journal, self._names)
+        if isinstance(self._store, Appendable):
+            return StoreFileMedium(self._store, self._names)
+        return PutMedium(self._store, self._names)
+
+    def _on_published(self, state: VolumeState) -> Callable[[LiveSegment], None]:
+        """Note a segment that became an object: first where to read it, then that it is no longer live (frame_reader, 2)."""
+
+        def note(segment: LiveSegment) -> None:
+            self._reader.add_published(segment.sequence, segment.table, segment.aead)
+            state.stored[segment.sequence] = segment.size_bytes
+            state.map.live.setdefault(segment.sequence, 0)
+            state.generation = segment.sequence
+            self._live.pop(segment.sequence, None)
+
+        return note
+
+    def for_reading(self) -> Image:
+        lease = ReaderLease(self._store, self._names, self._keys, self._world)
+        lease.beat(0)
+        state = self._load_for_reading()
+        lease.beat(state.generation)
+        return Image(
+            name=self._name,
+            state=state,
+            pages=self._pages,
+            reader=self._reader,
+            lock=threading.Lock(),
+            writer=None,
+            checkpointer=None,
+            claim=lease,
+            follow=self._follow,
+            world=self._world,
+        )
+
+    def _load_for_reading(self) -> VolumeState:
+        state = load_state(self._pages, self._size_bytes)
+        follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
+        owner = OwnerLock(self._store, self._names, self._keys, self._name, self._world).read()
+        alive = owner is not None and is_alive(owner, self._world, process_start(owner.pid))
+        if isinstance(self._store, Appendable) and not alive:
+            # Nobody writes: what a dead writer acknowledged in growing files belongs to the image. The next writer logs the same.
+            found = find_unpublished(state, self._keys, self._names, self._store, state.next_sequence)
+            for segment in found:
+                self._reader.add_growing(segment.sequence, segment.frames, segment.aead, segment.file)
+                apply_frames(state, segment.sequence, segment.frames, self._pages, segment.file.name)
+        return state
+
+    def _follow(self, state: VolumeState) -> VolumeState:
+        """Bring a reader's state to the newest durable generation; a fresh one if the log it stands on was collected."""
+        if follow_log(state, self._store, self._names, self._keys, self._pages, self._reader):
+            return state
+        roots = self._pages.list_roots()
+        return self._load_for_reading() if roots and roots[-1] > state.generation else state

@@ -1,0 +1,153 @@
+"""The advisory lock of an image: who writes it, as a useful sentence for whoever comes second.
+
+Safety never rests on it: the barrier does that (invariant 2). A record names host, boot, process and heartbeat. The owner of a dead
+process on the same host is dead at once; an owner on another host is dead when its heartbeat is older than the lease.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import limits
+from core.crypto.volume import VolumeKeys
+from core.errors import LockedError, StoreError
+from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
+from core.store.contract import ObjectMissingError, Store
+from core.volume.names import VolumeNames
+from core.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What a lock record says."""
+
+    host: str
+    boot_id: str
+    pid: int
+    started: str
+    nonce: bytes
+    heartbeat_s: float
+
+    def describe(self) -> str:
+        """Name the owner for people."""
+        return f"process {self.pid} on host {self.host}"
+
+
+def process_start(pid: int) -> str:
+    """Give a text that changes when a process number is used again; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_alive(owner: Owner, world: World, start_of_pid: str) -> bool:
+    """Decide from the record and, for this host, from the process table."""
+    if owner.host == world.hostname:
+        return owner.boot_id == world.boot_id and start_of_pid == owner.started != ""
+    return world.now() - owner.heartbeat_s < limits.LOCK_LEASE_S
+
+
+class OwnerLock:
+    """This process's claim on one image. One thread at a time."""
+
+    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, image: str, world: World) -> None:
+        self._store = store
+        self._key = names.lock
+        self._keys = volume_record_keys(keys)
+        self._image = image
+        self._world = world
+        self._nonce = world.random_bytes(16)
+
+    def read(self) -> Owner | None:
+        """Give the owner on record, dead or alive."""
+        try:
+            data = self._store.get(self._key)
+        except ObjectMissingError:
+            return None
+        fields = open_record(self._keys, RecordKind.LOCK, self._key, data)
+        return Owner(
+            fields.text("host"),
+            fields.text("boot"),
+            fields.integer("pid"),
+            fields.text("started"),
+            fields.blob("nonce"),
+            fields.integer("heartbeat_ms") / 1000,
+        )
+
+    def acquire(self, *, force: bool) -> None:
+        """Write our record, or raise LockedError naming a living owner; `force` writes it all the same."""
+        owner = self.read()
+        if owner is not None and not force and is_alive(owner, self._world, process_start(owner.pid)):
+            raise LockedError(
+                f"image {self._image} is open for writing by {owner.describe()}. Stop it first, open read-only, or use force=true, "
+                "which cuts that writer off"
+            )
+        self.beat()
+
+    def beat(self) -> None:
+        """Renew the heartbeat."""
+        record: dict[str, RecordValue] = {
+            "host": self._world.hostname,
+            "boot": self._world.boot_id,
+            "pid": self._world.pid,
+            "started": process_start(self._world.pid),
+            "nonce": self._nonce,
+            "heartbeat_ms": int(self._world.now() * 1000),
+        }
+        sealed = seal_record(self._keys, RecordKind.LOCK, self._key, record, self._world.random_bytes)
+        self._store.overwrite(self._key, sealed)
+
+    def is_ours(self) -> bool:
+        """Say whether the record on store is still this opening's."""
+        owner = self.read()
+        return owner is not None and owner.nonce == self._nonce
+
+    def release(self) -> None:
+        """Remove our record; another's stays."""
+        if self.is_ours():
+            self._store.delete(self._key)
+
+
+class ReaderLease:
+    """A reader's word to the collector: keep what generation `generation` needs. Renewed by heartbeat, ends by itself."""
+
+    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> None:
+        self._store = store
+        self._key = f"{names.readers}{world.random_bytes(16).hex()}"
+        self._keys = volume_record_keys(keys)
+        self._world = world
+        self.refused: StoreError | None = None
+        """Set when the store takes no records from us: then the collector does not know of this reader."""
+
+    def beat(self, generation: int) -> None:
+        """Pin `generation` for another lease time. A store that lets us only read keeps no lease; `refused` tells."""
+        record = {"generation": generation, "heartbeat_ms": int(self._world.now() * 1000)}
+        sealed = seal_record(self._keys, RecordKind.LEASE, self._key, record, self._world.random_bytes)
+        try:
+            self._store.overwrite(self._key, sealed)
+            self.refused = None
+        except StoreError as error:
+            self.refused = error
+
+    def release(self) -> None:
+        """Let go."""
+        if self.refused is None:
+            self._store.delete(self._key)
+
+
+def leased_generations(store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> list[int]:
+    """Give the generations that living readers pin. Leases that ran out long ago are removed."""
+    pinned = []
+    record_keys = volume_record_keys(keys)
+    for info in list(store.list(names.readers)):
+        try:
+            data = store.get(info.key)
+        except ObjectMissingError:
+            continue
+        fields = open_record(record_keys, RecordKind.LEASE, info.key, data)
+        age_s = world.now() - fields.integer("heartbeat_ms") / 1000
+        if age_s < limits.LOCK_LEASE_S:
+            pinned.append(fields.integer("generation"))
+        elif age_s > 10 * limits.LOCK_LEASE_S:
+            store.delete(info.key)
+    return pinned

@@ -1,0 +1,155 @@
+"""Map pages in checkpoints: reading them lazily, and writing a checkpoint.
+
+Owns the keys of the packs it has read (bounded). Any thread; it holds no lock across I/O.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from core import limits
+from core.crypto.aead import Aead
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError
+from core.format.checkpoint import (
+    PAGE_BYTES,
+    PagePlace,
+    PageTable,
+    Root,
+    open_page,
+    pack_root,
+    page_digest,
+    seal_page,
+    unpack_root,
+)
+from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
+from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
+from core.store.contract import ObjectMissingError, Store
+from core.volume.log_writer import Reign, new_header
+from core.volume.names import VolumeNames
+from core.world import World
+
+_PACK_KEYS: Final = 256
+_NEIGHBOUR_BYTES: Final = 128 * 1024
+"""Pages that stand beside a wanted one in its pack come along up to so many bytes: one request for a cold region."""
+_EMPTY_PAGE: Final = bytes(PAGE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPages:
+    """A page pack that is durable, and where its pages stand; None for a page that became all holes."""
+
+    places: dict[int, PagePlace | None]
+    bytes_written: int
+
+
+class PageStore:
+    """The checkpoints of one volume."""
+
+    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys) -> None:
+        self._store = store
+        self._names = names
+        self._keys = keys
+        self._aeads: dict[int, Aead] = {}
+        self._lock = threading.Lock()
+
+    def load(self, table: PageTable, pages: list[int], size_bytes: int) -> dict[int, bytes]:
+        """Read the named pages of `table`, and neighbours that come cheap; give them by number."""
+        loaded: dict[int, bytes] = {}
+        for page in pages:
+            if page not in loaded:
+                loaded.update(self._load_near(table, page, size_bytes))
+        return loaded
+
+    def _load_near(self, table: PageTable, page: int, size_bytes: int) -> dict[int, bytes]:
+        wanted = table.place(page)
+        run = [(page, wanted)]
+        end = wanted.offset + wanted.length
+        for neighbour in table.between(page + 1, page + 64):
+            place = table.place(neighbour)
+            if place.pack != wanted.pack or place.offset != end or end - wanted.offset > _NEIGHBOUR_BYTES:
+                break
+            run.append((neighbour, place))
+            end = place.offset + place.length
+        key = self._names.pages(wanted.pack)
+        try:
+            aead = self._pack_aead(wanted.pack)
+            data = memoryview(self._store.get_range(key, wanted.offset, end - wanted.offset))
+        except ObjectMissingError:
+            raise IntegrityError(f"{key} is missing, and pages of the block map are in it") from None
+        answer = {}
+        for number, place in run:
+            start = place.offset - wanted.offset
+            answer[number] = open_page(aead, number, data[start : start + place.length], place.digest, size_bytes, key)
+        return answer
+
+    def _pack_aead(self, pack: int) -> Aead:
+        aead = self._aeads.get(pack)
+        if aead is None:
+            key = self._names.pages(pack)
+            packed = self._store.get_range(key, 0, HEADER_BYTES)
+            header = unpack_header(packed, key)
+            check_header(header, self._keys, (Kind.PAGES,), pack, key)
+            aead = object_aead(self._keys, header, packed)
+            with self._lock:
+                self._aeads[pack] = aead
+                if len(self._aeads) > _PACK_KEYS:
+                    del self._aeads[next(iter(self._aeads))]
+        return aead
+
+    def write_pages(self, reign: Reign, world: World, sequence: int, pages: dict[int, bytes]) -> WrittenPages:
+        """Put the pack of checkpoint `sequence`; durable on return. Pages of holes alone are not stored."""
+        header = new_header(self._keys, Kind.PAGES, reign, sequence, world.random_bytes(32)).pack()
+        aead = object_aead(self._keys, unpack_header(header, "a new header"), header)
+        parts = [header]
+        offset = HEADER_BYTES
+        places: dict[int, PagePlace | None] = {}
+        for page, data in pages.items():
+            if data == _EMPTY_PAGE:
+                places[page] = None
+                continue
+            sealed = seal_page(aead, page, data)
+            places[page] = PagePlace(sequence, offset, len(sealed), page_digest(sealed))
+            parts.append(sealed)
+            offset += len(sealed)
+        if offset > HEADER_BYTES:
+            self._store.put(self._names.pages(sequence), b"".join(parts))
+        return WrittenPages(places, offset)
+
+    def write_root(self, reign: Reign, world: World, root: Root) -> None:
+        """Put the root of a checkpoint, all of whose pages are durable (invariant 3); durable on return."""
+        header = new_header(self._keys, Kind.ROOT, reign, root.generation, world.random_bytes(32)).pack()
+        aead = object_aead(self._keys, unpack_header(header, "a new header"), header)
+        sealed, footer, _ = seal_end(self._keys, header, aead, pack_root(root), HEADER_BYTES)
+        self._store.put(self._names.root(root.generation), b"".join((header, sealed, footer)))
+
+    def read_root(self, sequence: int) -> Root:
+        """Read and verify the root of the checkpoint at `sequence`."""
+        key = self._names.root(sequence)
+        try:
+            data = self._store.get(key)
+        except ObjectMissingError:
+            raise IntegrityError(f"{key} is missing") from None
+        offset, length = payload_range(data, len(data), key)
+        end = open_end(
+            self._keys,
+            (Kind.ROOT,),
+            sequence,
+            memoryview(data)[-(length + FOOTER_BYTES) :],
+            limits.CHECKPOINT_ROOT_BYTES,
+            key,
+        )
+        if offset != HEADER_BYTES or data[:HEADER_BYTES] != data[-FOOTER_BYTES : HEADER_BYTES - FOOTER_BYTES]:
+            raise IntegrityError(f"{key} does not start with the header that its end repeats: it was altered")
+        root = unpack_root(end.payload, key)
+        if root.generation != sequence:
+            raise IntegrityError(f"{key} holds generation {root.generation}: it was swapped")
+        return root
+
+    def list_roots(self) -> list[int]:
+        """Give the sequences of the checkpoints that have a root, ascending."""
+        return [
+            self._names.sequence_of(info.key)
+            for info in self._store.list(self._names.checkpoints)
+            if info.key.endswith("/root")
+        ]

@@ -1,0 +1,248 @@
+"""Taking a log over: the barrier, and what the writer before left in growing files.
+
+Which growing files count is decided by `unpublished_files`, a pure function:
+
+1. Only files of the newest epoch that took writes count. An older epoch's were logged by the reign after it before that reign took its
+   first write; a later epoch that took none left none.
+2. They count from the place where that reign was cut off by a barrier, in sequence and without a gap, and only the last may be unclosed.
+
+So a takeover that dies half way is repeated from the start with the same result: recovery segments hold nothing but those files.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core import limits
+from core.crypto.aead import Aead
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError, LockedError
+from core.format.compression import Compression, Compressor
+from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
+from core.format.frame import Record, RecordKind, frame_bytes, open_frame, unpack_records
+from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
+from core.format.segment import INDEX_BYTES, FrameTable, FrameTableBuilder, pack_index, unpack_index
+from core.store.contract import Appendable, Buffer, GrowingFile, ObjectExistsError, Store
+from core.units import BLOCK_BYTES, Epoch, Sequence
+from core.volume.frame_reader import LogObject
+from core.volume.live_segment import LiveSegment
+from core.volume.log_writer import Reign, new_header
+from core.volume.names import VolumeNames, parse_growing_name
+from core.volume.page_store import PageStore
+from core.volume.replay import VolumeState, apply_object, follow_log
+from core.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSegment:
+    """What a growing file holds: its valid frames, and whether it was closed."""
+
+    sequence: int
+    frames: FrameTable
+    aead: Aead
+    file: GrowingFile
+    closed: bool
+
+
+def unpublished_files(state: VolumeState, files: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    """Choose, of growing files (epoch, sequence), those whose writes the log lacks. `end` is the first free place of the log."""
+    epoch = max([state.accepted_epoch, *(epoch for epoch, _ in files if epoch <= state.epoch)])
+    first = next((sequence for later, sequence in state.barriers if later > epoch), end)
+    chosen = []
+    for file in sorted(files):
+        if file == (epoch, first):
+            chosen.append(file)
+            first += 1
+    return chosen
+
+
+def scan_growing(keys: VolumeKeys, epoch: int, sequence: int, file: GrowingFile, what: str) -> FoundSegment | None:
+    """Read a growing file up to its first invalid frame; None if not even its header is there."""
+    data = file.read(0, file.size_bytes)
+    try:
+        header = unpack_header(data, what)
+        check_header(header, keys, (Kind.SEGMENT,), sequence, what)
+    except IntegrityError:
+        return None
+    if header.epoch != epoch:
+        return None
+    aead = object_aead(keys, header, data[:HEADER_BYTES])
+    closed = _closed_table(keys, sequence, data, what)
+    if closed is not None:
+        return FoundSegment(sequence, closed, aead, file, closed=True)
+    table = FrameTableBuilder()
+    view = memoryview(data)
+    while (length := frame_bytes(view, table.end)) and table.end + length <= len(data):
+        try:
+            frame = open_frame(aead, len(table), view[table.end : table.end + length], what)
+            unpack_records(frame.records, frame.blocks, what)
+        except IntegrityError:
+            break
+        table.add(view[table.end + 16 : table.end + length], frame.blocks, frame.records)
+    return FoundSegment(sequence, table.table(), aead, file, closed=False)
+
+
+def _closed_table(keys: VolumeKeys, sequence: int, data: bytes, what: str) -> FrameTable | None:
+    try:
+        offset, _ = payload_range(data, len(data), what)
+        end = open_end(keys, (Kind.SEGMENT,), sequence, memoryview(data)[offset:], INDEX_BYTES, what)
+        return unpack_index(end.payload, offset, what)[1]
+    except IntegrityError:
+        return None
+
+
+def find_unpublished(
+    state: VolumeState, keys: VolumeKeys, names: VolumeNames, area: Appendable, end: int
+) -> Iterator[FoundSegment]:
+    """Yield what the log lacks and growing files hold, in order."""
+    files = {place: name for name in area.list_growing(names.open_area) if (place := parse_growing_name(name))}
+    for epoch, sequence in unpublished_files(state, list(files), end):
+        name = files[epoch, sequence]
+        file = area.open_growing(names.open_area, name)
+        found = scan_growing(keys, epoch, sequence, file, f"{names.open_area}/{name}")
+        if found is None:
+            return
+        yield found
+        if not found.closed:
+            return
+
+
+def put_barrier(
+    state: VolumeState, store: Store, names: VolumeNames, keys: VolumeKeys, pages: PageStore, world: World
+) -> Reign:
+    """Put a barrier at the first free place of the log, replaying what others put there first. Durable on return: from now on
+    no older writer acknowledges anything (invariant 2)."""
+    nonce = world.random_bytes(16)
+    while True:
+        follow_log(state, store, names, keys, pages, None)
+        sequence = state.next_sequence
+        reign = Reign(Epoch(state.epoch + 1), nonce, Sequence(sequence + 1 + limits.BARRIER_WINDOW), b"")
+        header = new_header(keys, Kind.BARRIER, reign, sequence, world.random_bytes(32), limits.BARRIER_WINDOW)
+        packed = header.pack()
+        aead = object_aead(keys, header, packed)
+        empty = FrameTableBuilder().table()
+        sealed, footer, digest = seal_end(keys, packed, aead, pack_index(empty, state.log_digest), HEADER_BYTES)
+        try:
+            store.put(names.segment(sequence), b"".join((packed, sealed, footer)))
+        except ObjectExistsError:
+            continue
+        size_bytes = HEADER_BYTES + len(sealed) + FOOTER_BYTES
+        barrier = LogObject(header, state.log_digest, digest, empty, aead, size_bytes)
+        apply_object(state, barrier, pages, names.segment(sequence))
+        return reign
+
+
+class RecoveryLog:
+    """Logs found segments as the first of a new reign, by plain puts; nothing else is written before they are durable."""
+
+    def __init__(
+        self,
+        state: VolumeState,
+        store: Store,
+        names: VolumeNames,
+        keys: VolumeKeys,
+        pages: PageStore,
+        reign: Reign,
+        world: World,
+    ) -> None:
+        self._state = state
+        self._store = store
+        self._names = names
+        self._keys = keys
+        self._pages = pages
+        self._reign = reign
+        self._world = world
+        self._compressor = Compressor(Compression.parse("zstd:1"))
+        self._segment: LiveSegment | None = None
+
+    def add(self, found: FoundSegment) -> None:
+        """Log every frame of a found segment."""
+        what = f"{self._names.open_area}/{found.file.name}"
+        for number in range(len(found.frames)):
+            sealed = found.file.read(found.frames.offsets[number], found.frames.lengths[number])
+            frame = open_frame(found.aead, number, sealed, what)
+            blocks: Buffer = frame.unpack_blocks(what) if frame.blocks else b""
+            self._add_frame(unpack_records(frame.records, frame.blocks, what), memoryview(blocks))
+
+    def _add_frame(self, records: list[Record], blocks: memoryview) -> None:
+        if self._segment is None or self._segment.room_blocks < len(blocks) // BLOCK_BYTES + 1:
+            self.finish()
+            header = new_header(
+                self._keys, Kind.RECOVERY, self._reign, self._state.next_sequence, self._world.random_bytes(32)
+            )
+            self._segment = LiveSegment(self._keys, header, None)
+        at = 0
+        for record in records:
+            if record.kind is RecordKind.WRITE:
+                end = at + record.count * BLOCK_BYTES
+                self._segment.write(record.start, record.count, blocks[at:end])
+                at = end
+            elif record.kind is RecordKind.TRIM:
+                self._segment.trim(record.start, record.count)
+            else:
+                self._segment.resize(record.start)
+        self._segment.cut()
+
+    def finish(self) -> None:
+        """Put the segment in hand, if any, and apply it to the state; durable on return."""
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        segment.seal(segment.close(), self._compressor)
+        segment.finish(self._state.log_digest)
+        data = segment.whole_bytes()
+        self._store.put(self._names.segment(segment.sequence), data)
+        header = unpack_header(data, "a recovery segment")
+        item = LogObject(header, self._state.log_digest, segment.digest, segment.table, segment.aead, len(data))
+        apply_object(self._state, item, self._pages, self._names.segment(segment.sequence))
+
+
+def take_over(
+    state: VolumeState,
+    store: Store,
+    names: VolumeNames,
+    keys: VolumeKeys,
+    pages: PageStore,
+    areas: list[Appendable],
+    world: World,
+) -> Reign:
+    """Begin a new reign: barrier, then everything the reign before acknowledged from growing files, then those files go.
+
+    Every step can be repeated after a crash. No write may be accepted before this returns.
+    """
+    reign = put_barrier(state, store, names, keys, pages, world)
+    barrier = state.generation
+    log = RecoveryLog(state, store, names, keys, pages, reign, world)
+    for area in areas:
+        for found in find_unpublished(state, keys, names, area, barrier):
+            log.add(found)
+            found.file.close()
+    log.finish()
+    for area in areas:
+        for name in area.list_growing(names.open_area):
+            area.open_growing(names.open_area, name).discard()
+    _delete_strays(store, names, barrier)
+    return Reign(reign.epoch, reign.nonce, Sequence(state.next_sequence), state.log_digest)
+
+
+def _delete_strays(store: Store, names: VolumeNames, barrier: int) -> None:
+    """Delete what older writers put into the window that the barrier skips; what arrives later is never read."""
+    end = names.segment(barrier + 1 + limits.BARRIER_WINDOW)
+    strays = []
+    for info in store.list(names.log, names.segment(barrier)):
+        if info.key >= end:
+            break
+        strays.append(info.key)
+    for key in strays:
+        store.delete(key)
+
+
+def check_journal(state: VolumeState, names: VolumeNames, journal: Appendable, *, force: bool) -> None:
+    """Refuse to go on over a journal whose writes were cut off by another machine's reign; with `force` they are given up."""
+    places = [place for name in journal.list_growing(names.open_area) if (place := parse_growing_name(name))]
+    lost = [place for place in places if place[0] < state.accepted_epoch]
+    if lost and not force:
+        raise LockedError(
+            f"the journal on this machine holds {len(lost)} segments that were flushed here, but another machine has taken the image "
+            "over and written to it since: they cannot be applied any more. Move the journal directory away to keep them, "
+            "or open with force=true to give them up"
+        )

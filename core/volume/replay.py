@@ -1,0 +1,187 @@
+"""From the log to a state: load the newest checkpoint, then apply what follows it.
+
+`VolumeState` belongs to whoever opens the volume until the image takes it over; after that the image's lock guards it.
+
+1. *Prefix.* Objects are applied in the order of their sequences without a gap; a gap ends the log, unless a later epoch lies behind it:
+   no writer begins a reign past a free place, so then the object in the gap was lost (invariant 6).
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError
+from core.format.checkpoint import PageTable, empty_table
+from core.format.frame import Record, RecordKind
+from core.format.header import Kind
+from core.format.segment import FIRST_DIGEST, FrameTable
+from core.store.contract import Store
+from core.units import BLOCK_BYTES
+from core.volume.block_map import BlockMap, entry_of
+from core.volume.frame_reader import FrameReader, LogObject, load_log_object
+from core.volume.names import VolumeNames
+from core.volume.page_store import PageStore
+
+_FETCH_THREADS: Final = 16
+
+
+@dataclass(slots=True)
+class VolumeState:
+    """An image as of `generation`: what a checkpoint holds, and what replay changed since."""
+
+    size_bytes: int
+    map: BlockMap
+    pages: PageTable
+    generation: int = 0
+    epoch: int = 0
+    accepted_epoch: int = 0
+    """The newest epoch that is known to have taken writes; its predecessors' growing files were dealt with."""
+    next_sequence: int = 1
+    log_digest: bytes = FIRST_DIGEST
+    checkpoint: int | None = None
+    stored: dict[int, int] = field(default_factory=dict)
+    condemned: dict[int, int] = field(default_factory=dict)
+    barriers: list[tuple[int, int]] = field(default_factory=list)
+    """(epoch, sequence) of the barriers replayed, ascending."""
+
+    def use_pages(self, pages: PageTable) -> None:
+        """Take the page table of a newer checkpoint."""
+        self.pages = pages
+        self.map.stored = pages
+
+
+def load_pages(state: VolumeState, store: PageStore, block: int, count: int) -> None:
+    """Bring the stored pages of a range into memory. The caller is the only one who uses `state`."""
+    missing = state.map.missing(block, count)
+    if missing:
+        for page, data in store.load(state.pages, missing, state.size_bytes).items():
+            state.map.install(page, data)
+
+
+def load_state(pages: PageStore, size_bytes: int) -> VolumeState:
+    """Load the newest checkpoint, or begin with an empty image of `size_bytes`."""
+    roots = pages.list_roots()
+    if not roots:
+        table = empty_table()
+        return VolumeState(size_bytes, BlockMap(table, {}), table)
+    root = pages.read_root(roots[-1])
+    return VolumeState(
+        size_bytes=root.size_bytes,
+        map=BlockMap(root.pages, root.live),
+        pages=root.pages,
+        generation=root.generation,
+        epoch=root.epoch,
+        accepted_epoch=root.epoch,
+        next_sequence=root.next_sequence,
+        log_digest=root.log_digest,
+        checkpoint=root.generation,
+        stored=root.stored,
+        condemned=root.condemned,
+    )
+
+
+def follow_log(
+    state: VolumeState, store: Store, names: VolumeNames, keys: VolumeKeys, pages: PageStore, reader: FrameReader | None
+) -> int:
+    """Apply every object of the log from `state.next_sequence` on; give how many there were."""
+    applied = 0
+    while True:
+        present = [
+            names.sequence_of(info.key) for info in store.list(names.log, names.segment(state.next_sequence - 1))
+        ]
+        before = applied
+        for item in _contiguous(state, present, store, names, keys):
+            apply_object(state, item, pages, names.segment(item.header.sequence))
+            if reader is not None and item.header.kind is not Kind.BARRIER:
+                reader.add_published(item.header.sequence, item.frames, item.aead)
+            applied += 1
+        if applied == before:
+            _check_gap(state, present, store, names, keys)
+            return applied
+
+
+def _contiguous(
+    state: VolumeState, present: list[int], store: Store, names: VolumeNames, keys: VolumeKeys
+) -> Iterator[LogObject]:
+    """Yield the objects of the log in order while there are any. The consumer applies each before it asks for the next."""
+    there = set(present)
+    ahead: list[int] = []
+    for sequence in present:
+        if sequence != (ahead[-1] + 1 if ahead else state.next_sequence):
+            break
+        ahead.append(sequence)
+    with ThreadPoolExecutor(_FETCH_THREADS if len(ahead) > 4 else 1) as pool:
+        fetched = pool.map(lambda sequence: load_log_object(store, names, keys, sequence), ahead)
+        for item in fetched:
+            if item.header.sequence == state.next_sequence:
+                yield item
+    while state.next_sequence in there:
+        yield load_log_object(store, names, keys, state.next_sequence)
+
+
+def _check_gap(state: VolumeState, present: list[int], store: Store, names: VolumeNames, keys: VolumeKeys) -> None:
+    for sequence in present:
+        if sequence > state.next_sequence:
+            epoch = load_log_object(store, names, keys, sequence).header.epoch
+            if epoch > state.epoch:
+                raise IntegrityError(
+                    f"{names.segment(state.next_sequence)} is missing: {names.segment(sequence)} of a later epoch follows it"
+                )
+
+
+def apply_object(state: VolumeState, item: LogObject, pages: PageStore, what: str) -> None:
+    """Apply one object of the log, which must be the one `state` expects."""
+    header = item.header
+    if item.previous_digest != state.log_digest:
+        raise IntegrityError(f"{what} does not follow the segment before it: one of the two was swapped or rolled back")
+    if header.kind is Kind.BARRIER:
+        if header.epoch <= state.epoch:
+            raise IntegrityError(f"{what} begins epoch {header.epoch} after epoch {state.epoch}: it was swapped")
+        state.epoch = header.epoch
+        state.barriers.append((header.epoch, header.sequence))
+        state.next_sequence = header.sequence + 1 + header.window
+    else:
+        if header.epoch != state.epoch:
+            raise IntegrityError(
+                f"{what} is of epoch {header.epoch} in the reign of epoch {state.epoch}: it was swapped"
+            )
+        if header.kind is Kind.SEGMENT:
+            state.accepted_epoch = header.epoch
+        apply_frames(state, header.sequence, item.frames, pages, what)
+        state.stored[header.sequence] = item.size_bytes
+        state.map.live.setdefault(header.sequence, 0)
+        state.next_sequence = header.sequence + 1
+    state.generation = header.sequence
+    state.log_digest = item.digest
+
+
+def apply_frames(state: VolumeState, sequence: int, frames: FrameTable, pages: PageStore, what: str) -> None:
+    """Apply the records of a segment's frames to map and size."""
+    for number, records in enumerate(frames.each_frame_records(what)):
+        _apply_records(state, sequence, number, records, pages)
+
+
+def _apply_records(state: VolumeState, sequence: int, frame: int, records: Iterable[Record], pages: PageStore) -> None:
+    slot = 0
+    for record in records:
+        if record.kind is RecordKind.RESIZE:
+            resize_state(state, record.start, pages)
+        elif record.count:
+            load_pages(state, pages, record.start, record.count)
+            if record.kind is RecordKind.WRITE:
+                state.map.set_run(record.start, record.count, entry_of(sequence, frame, slot))
+                slot += record.count
+            else:
+                state.map.clear(record.start, record.count)
+
+
+def resize_state(state: VolumeState, size_bytes: int, pages: PageStore) -> None:
+    """Set the size; what a smaller image cuts off becomes holes, so that growing again shows zeros."""
+    first = -(-size_bytes // BLOCK_BYTES)
+    end = -(-state.size_bytes // BLOCK_BYTES)
+    if end > first:
+        load_pages(state, pages, first, end - first)
+        state.map.clear(first, end - first)
+    state.size_bytes = size_bytes
