@@ -23,7 +23,7 @@ from core.errors import NotFoundError, UsageError
 from core.units import GIB, parse_size
 
 ENVIRONMENT_PREFIX: Final = "BLOCKYARD_"
-DEFAULT_CACHE_BYTES: Final = 10 * GIB
+DEFAULT_CACHE_BYTES: Final = GIB
 DURABILITIES: Final = ("pool", "journal")
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -125,6 +125,15 @@ def save_key_file(path: Path, key: KeyFile, *, replace: bool = False) -> None:
         raise WorldError(f"cannot write the key file {path}: {error.strerror}") from error
 
 
+def replace_key_file(aside: Path, path: Path) -> None:
+    """Put a key file that was saved aside in the place of another, in one step; durable on return."""
+    try:
+        aside.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise WorldError(f"cannot put {aside} in the place of {path}: {error.strerror}; do it by hand") from error
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -37,14 +37,17 @@ def add_slot(pool: Pool, opener: NewOpener, role: Role, label: str = "") -> Slot
     return _put(pool, pool.keys.for_role(role, seed), opener, label)
 
 
-def rotate_slot(pool: Pool, opener: NewOpener) -> SlotInfo:
+def rotate_slot(pool: Pool, opener: NewOpener, between: Callable[[], None] | None = None) -> SlotInfo:
     """Replace the slot that opened the pool by one with the same keys and a new opener; durable on return.
 
-    After a crash both open the pool. The old key file or passphrase opens it no more once this returns.
+    `between` is called when both slots are there: the moment to put a new key file in the place of the old one. After a
+    crash both open the pool. The old key file or passphrase opens it no more once this returns.
     """
     label = next((each.label for each in slots_of(pool) if each.id == pool.slot_id), "")
     old = pool.slot_id
     info = _put(pool, pool.keys, opener, label)
+    if between is not None:
+        between()
     pool.adopt_slot(info.id, info.kind)
     remove_slot(pool.store, old)
     return info

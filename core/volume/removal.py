@@ -11,29 +11,31 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from core import limits
-from core.errors import IntegrityError, LockedError, UsageError
+from core.errors import IntegrityError, LockedError
 from core.format.record import RecordKind
 from core.pool.names import VOLUME_ID_BYTES
 from core.pool.pool import Pool
 from core.store.contract import Appendable, ObjectExistsError
-from core.volume.description import description_key, image_prefix
-from core.volume.images import open_image
+from core.volume.description import description_key, image_prefix, load_description
 from core.volume.names import VolumeNames
-from core.volume.options import ImageOptions
+from core.volume.owner_lock import OwnerLock, leased_generations
 
 PREFIX: Final = "removed/"
 _BATCH: Final = 256
 
 
 def remove_image(pool: Pool, name: str, *, force: bool = False) -> None:
-    """Delete an image and everything it stored; LockedError while a live writer has it open.
+    """Delete an image and everything it stored; LockedError while a live writer or reader has it open.
 
     `force` removes it whoever has it open, and even if it is too damaged to be opened; its writer then fails.
     """
     pool.keys.require_writer("removing an image")
     volume_id = pool.names.get(name).volume_id
-    if not force:
-        _refuse_if_in_use(pool, name)
+    try:
+        _claim(pool, name, volume_id, force=force)
+    except IntegrityError:
+        if not force:
+            raise
     with contextlib.suppress(ObjectExistsError):
         pool.records.put(
             RecordKind.REMOVED, PREFIX + volume_id.hex(), {"image": volume_id, "since": int(pool.world.now())}
@@ -68,14 +70,14 @@ def _finish(pool: Pool, volume_id: bytes) -> None:
     pool.store.delete(PREFIX + volume_id.hex())
 
 
-def _refuse_if_in_use(pool: Pool, name: str) -> None:
-    # Opening for writing asks the lock, and fences whoever had it and is taken for dead.
-    try:
-        open_image(pool, name, writable=True, options=ImageOptions()).close()
-    except LockedError as error:
-        raise LockedError(f"{error}; an image in use is not removed") from error
-    except IntegrityError as error:
-        raise UsageError(f"image {name!r} is damaged ({error}); `--force` removes it all the same") from error
+def _claim(pool: Pool, name: str, volume_id: bytes, *, force: bool) -> None:
+    """Take the image's lock, which goes away with the other objects: who comes from now on is refused."""
+    keys = load_description(pool, name, volume_id)[1]
+    names = VolumeNames(image_prefix(volume_id))
+    OwnerLock(pool.store, names, keys, name, pool.world).acquire(force=force)
+    if not force and leased_generations(pool.store, names, keys, pool.world):
+        pool.store.delete(names.lock)
+        raise LockedError(f"image {name} is being read; close its readers first, or remove it with force")
 
 
 def _delete_all(pool: Pool, keys: Iterable[str]) -> None:
