@@ -138,7 +138,7 @@ class NbdNetlink:
             self._socket.close()
             if error.code in (errno.ENOENT, errno.ENOTSUP):
                 raise NoNbdDriverError("this kernel offers no generic netlink family 'nbd'") from error
-            raise _translated(error, "finding the netlink family nbd") from error
+            raise translated(error, "finding the netlink family nbd") from error
         self._news: socket.socket | None = None
 
     def __enter__(self) -> Self:
@@ -189,10 +189,11 @@ class NbdNetlink:
         try:
             return tuple(self._socket.nlm_request(message, self._socket.prid, NLM_F_REQUEST | NLM_F_ACK))
         except NetlinkError as error:
-            raise _translated(error, doing) from error
+            raise translated(error, doing) from error
 
 
-def _translated(error: NetlinkError, doing: str) -> UsageError | WorldError:
+def translated(error: NetlinkError, doing: str) -> UsageError | WorldError:
+    """Give the error that tells the user what the kernel's refusal means."""
     if error.code == errno.EPERM:
         return UsageError(f"{doing}: the kernel allows it to root only (CAP_SYS_ADMIN); use sudo")
     return WorldError(f"{doing}: the kernel answered {os.strerror(error.code)}; the last lines of dmesg say more")
