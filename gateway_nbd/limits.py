@@ -24,6 +24,8 @@ PROBE_S: Final = 60.0
 """For the look at pool and image before the server starts; a passphrase costs seconds of it by design."""
 STATS_REQUEST_S: Final = 10.0
 """For one client of the metrics page."""
+UNIX_PATH_BYTES: Final = 107
+"""What the kernel takes as the path of a unix socket."""
 RECOMMENDED_THREADS: Final = 4
 """nbdkit threads for one connection: measured with `tests/servers/ram_image.py`, see docs/decisions."""
 

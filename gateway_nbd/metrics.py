@@ -6,12 +6,10 @@ figure would be off by one. Requests are counted only by a gateway that was star
 """
 
 import contextlib
-import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import ThreadingHTTPServer
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Final
 
@@ -23,6 +21,7 @@ from core.errors import UsageError
 from gateway_nbd import limits
 from gateway_nbd.connection import BlockImage, Extent
 from gateway_nbd.parameters import StatsAddress
+from gateway_nbd.sockets import remove_stale
 
 OPERATIONS: Final = ("read", "write", "flush", "trim", "zero", "extents")
 _BUCKETS: Final = 26
@@ -191,7 +190,7 @@ class MetricsPage:
         try:
             self._server: socketserver.BaseServer
             if address.path is not None:
-                _remove_stale(address.path)
+                remove_stale(address.path)
                 self._server = _UnixServer(str(address.path), handler)
             else:
                 self._server = ThreadingHTTPServer((address.host, address.port), handler)
@@ -216,16 +215,3 @@ class MetricsPage:
         self._server.server_close()
         if self._address.path is not None:
             self._address.path.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a gateway that is gone; one that still answers is left, and the bind will say so."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        except OSError:
-            return

@@ -140,7 +140,7 @@ def _check_together(parameters: Parameters) -> None:
         raise UsageError("create=true needs size=SIZE, such as size=10G")
     if parameters.size_bytes is not None and not parameters.create:
         raise UsageError(
-            "size= goes with create=true; the size of an image that exists is changed by `blockyard resize`"
+            "size= goes with create=true; the size of an image that exists is changed by `blockyard image resize`"
         )
     if parameters.create and parameters.readonly:
         raise UsageError("create=true and readonly=true do not go together")

@@ -105,7 +105,7 @@ def _find_or_create(pool: Pool, parameters: Parameters, name: str) -> None:
         image_info(pool, name)
     except NotFoundError as error:
         if not parameters.create or parameters.size_bytes is None:
-            by_hand = f"`blockyard create {parameters.pool}/{name} 10G`"
+            by_hand = f"`blockyard image create {parameters.pool}/{name} 10G`"
             raise NotFoundError(f"{error}; create=true size=10G makes it, and so does {by_hand}") from error
         create_image(pool, name, parameters.size_bytes)
 
