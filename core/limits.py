@@ -37,7 +37,9 @@ BARRIER_WINDOW: Final = 1024
 UNPUBLISHED_SEGMENTS: Final = 64
 """Closed segments that are not yet objects; with the local store they are files, not memory."""
 INFLIGHT_RAM_SEGMENTS: Final = 8
-"""Closed segments whose blocks are held in memory until they are durable or on local disk."""
+"""Closed segments of a store without growing files: their sealed bytes are held in memory until the put is done."""
+UNSEALED_SEGMENTS: Final = 4
+"""Closed segments whose blocks still wait to be compressed and sealed."""
 PUT_THREADS: Final = 8
 SEAL_THREADS: Final = 2
 DURABLE_WAIT_S: Final = 300.0
@@ -69,6 +71,9 @@ ASIDE_KEPT_S: Final = 24 * 3600.0
 # Time. Every store call ends within STORE_DEADLINE_S, retries included.
 STORE_DEADLINE_S: Final = 15.0
 STORE_ATTEMPT_S: Final = 5.0
+STORE_ATTEMPTS: Final = 12
+STORE_BACKOFF_S: Final = 0.05
+"""The first wait between two attempts; it doubles."""
 LOCK_HEARTBEAT_S: Final = 5.0
 LOCK_LEASE_S: Final = 30.0
 

@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from core import limits
 from core.crypto.aead import TAG_BYTES, Aead, Buffer, InvalidTag
@@ -78,9 +78,8 @@ def seal_frame(aead: Aead, compressor: Compressor, number: int, records: bytes, 
     return header, aead.seal(number, plaintext, header)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFrame:
-    """A frame that authenticated: its records and its blocks, these still packed."""
+class OpenFrame(NamedTuple):
+    """A frame that authenticated: its records and its blocks, these still packed. (A tuple: it is made for every cold read.)"""
 
     codec: int
     blocks: int

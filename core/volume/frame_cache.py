@@ -1,12 +1,14 @@
 """The RAM cache of opened frames, in two tiers.
 
-*Hot*: the last few frames whole, for neighbours read one after the other. *Packed*: many frames decrypted and verified but still
-compressed, because decompressing again costs a quarter of reading and opening again, and twice as many fit.
+*Hot*: a few frames whole, for neighbours read one after the other. *Packed*: many frames decrypted and verified but still compressed,
+because decompressing again costs a fifth of reading and opening again, and twice as many fit.
 
-Any thread. Hits take no lock (dict reads are atomic); `_lock` guards insertion and the sizes. First in, first out.
+Any thread. Looking up takes no lock (reads of a dict and of a list are atomic); `_lock` guards insertion and the size. Packed frames go
+first in, first out; a hot frame goes when another with the same low bits of its key comes.
 """
 
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +16,7 @@ from core.crypto.aead import Buffer
 from core.format.frame import OpenFrame
 
 _HOT_FRAMES: Final = 128
+_HOT_MASK: Final = _HOT_FRAMES - 1
 _ENTRY_OVERHEAD_BYTES: Final = 400
 
 
@@ -33,53 +36,46 @@ class FrameCache:
         self.counters = CacheCounters()
         self.size_bytes = 0
         self._capacity_bytes = capacity_bytes
-        self._hot: dict[int, Buffer] = {}
+        self._hot: list[tuple[int, Buffer]] = [(-1, b"")] * _HOT_FRAMES
         self._packed: dict[int, OpenFrame] = {}
+        self._order: deque[int] = deque()
         self._lock = threading.Lock()
 
     def __contains__(self, key: int) -> bool:
-        return key in self._hot or key in self._packed
+        return self._hot[key & _HOT_MASK][0] == key or key in self._packed
 
     def blocks(self, key: int) -> Buffer | None:
         """Give the frame's blocks, decompressing if need be, or None."""
-        blocks = self._hot.get(key)
-        if blocks is not None:
+        at = key & _HOT_MASK
+        hot = self._hot[at]
+        if hot[0] == key:
             self.counters.hot_hits += 1
-            return blocks
+            return hot[1]
         frame = self._packed.get(key)
         if frame is None:
             self.counters.misses += 1
             return None
         self.counters.packed_hits += 1
         blocks = frame.unpack_blocks("a cached frame")
-        self._warm(key, blocks)
+        self._hot[at] = (key, blocks)
         return blocks
 
     def add(self, key: int, frame: OpenFrame) -> None:
         """Keep an opened frame."""
         size_bytes = len(frame.packed) + _ENTRY_OVERHEAD_BYTES
+        if size_bytes > self._capacity_bytes:
+            return
+        packed = self._packed
         with self._lock:
-            if key in self._packed or size_bytes > self._capacity_bytes:
+            if key in packed:
                 return
-            self._packed[key] = frame
-            self.size_bytes += size_bytes
-            while self.size_bytes > self._capacity_bytes:
-                oldest = next(iter(self._packed))
-                self.size_bytes -= len(self._packed.pop(oldest).packed) + _ENTRY_OVERHEAD_BYTES
+            packed[key] = frame
+            self._order.append(key)
+            size_bytes += self.size_bytes
+            while size_bytes > self._capacity_bytes:
+                size_bytes -= len(packed.pop(self._order.popleft()).packed) + _ENTRY_OVERHEAD_BYTES
+            self.size_bytes = size_bytes
 
     def add_blocks(self, key: int, blocks: Buffer) -> None:
         """Keep a frame's blocks among the hot ones."""
-        self._warm(key, blocks)
-
-    def _warm(self, key: int, blocks: Buffer) -> None:
-        with self._lock:
-            self._hot[key] = blocks
-            if len(self._hot) > _HOT_FRAMES:
-                del self._hot[next(iter(self._hot))]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._hot.clear()
-            self._packed.clear()
-            self.size_bytes = 0
+        self._hot[key & _HOT_MASK] = (key, blocks)

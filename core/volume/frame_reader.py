@@ -130,12 +130,22 @@ class FrameReader:
 
     def read_block(self, entry: int, out: memoryview) -> None:
         """Copy the block at `entry`, not a hole, into `out` of 4096 bytes."""
-        blocks = self.cache.blocks(entry >> SLOT_BITS)
+        key = entry >> SLOT_BITS
+        blocks = self.cache.blocks(key)
         if blocks is None:
-            self._read_run(entry, 1, out)
-            return
+            live = self._live.get(entry >> POSITION_BITS)
+            if live is not None:
+                raw = live.raw_run(key & _FRAME_MASK, entry & _SLOT_MASK, 1)
+                if raw is not None:
+                    out[:] = raw
+                    return
+            frame = self._fetch(entry >> POSITION_BITS, key, 1, live)[0]
+            blocks = frame.unpack_blocks("a frame")
+            self.cache.add_blocks(key, blocks)
         slot = (entry & _SLOT_MASK) * BLOCK_BYTES
-        out[:] = blocks[slot : slot + BLOCK_BYTES]
+        if slot >= len(blocks):
+            raise IntegrityError(f"the map points at block {entry & _SLOT_MASK} of a frame that holds fewer")
+        out[:] = memoryview(blocks)[slot : slot + BLOCK_BYTES]
 
     def read_entries(self, entries: Items[int], out: memoryview) -> None:
         """Fill `out` (4096 bytes an entry) with what the entries point at; holes give zeros."""
@@ -195,6 +205,10 @@ class FrameReader:
         if number >= len(frames):
             raise IntegrityError(f"{table.key} has {len(frames)} frames and the map points at frame {number}")
         start = frames.offsets[number]
+        if count == 1:
+            opened = self._open(table, number, memoryview(self._get(table, start, frames.lengths[number])))
+            self.cache.add(key, opened)
+            return [opened]
         end = number + 1
         while (
             end < min(number + count, len(frames)) and frames.offsets[end] + frames.lengths[end] - start <= _RUN_BYTES
@@ -202,13 +216,12 @@ class FrameReader:
             end += 1
         length = frames.offsets[end - 1] + frames.lengths[end - 1] - start
         data = memoryview(self._get(table, start, length))
-        opened = []
+        run = []
         for frame in range(number, end):
             at = frames.offsets[frame] - start
-            sealed = data[at : at + frames.lengths[frame]]
-            opened.append(self._open(table, frame, sealed))
-            self.cache.add(key + frame - number, opened[-1])
-        return opened
+            run.append(self._open(table, frame, data[at : at + frames.lengths[frame]]))
+            self.cache.add(key + frame - number, run[-1])
+        return run
 
     def _get(self, table: _Table, offset: int, length: int) -> bytes:
         if table.file is not None:
@@ -219,7 +232,7 @@ class FrameReader:
             raise IntegrityError(f"{table.key} is missing, and blocks of the image are in it") from None
 
     @staticmethod
-    def _open(table: _Table, frame: int, sealed: Buffer) -> OpenFrame:
+    def _open(table: _Table, frame: int, sealed: memoryview) -> OpenFrame:
         if frame_digest(sealed[FRAME_HEADER_BYTES:]) != table.frames.digest(frame):
             raise IntegrityError(
                 f"frame {frame} of {table.key} is not the one its index names: it was altered or swapped"
@@ -233,5 +246,5 @@ def _copy(blocks: Buffer, slot: int, out: memoryview, at: int) -> int:
     length = min(len(blocks) - start, len(out) - at)
     if length <= 0:
         raise IntegrityError("the map points at a block that its frame does not have")
-    out[at : at + length] = blocks[start : start + length]
+    out[at : at + length] = memoryview(blocks)[start : start + length]
     return at + length

@@ -39,13 +39,20 @@ class LiveSegment:
     """One segment being filled, sealed and stored.
 
     `create_file` makes its growing file with the first bytes that are appended; without it the sealed bytes stay in memory
-    for a put.
+    for a put. `on_sealed` is told once, when the raw blocks of the closed segment go.
     """
 
-    def __init__(self, keys: VolumeKeys, header: Header, create_file: Callable[[], GrowingFile] | None) -> None:
+    def __init__(
+        self,
+        keys: VolumeKeys,
+        header: Header,
+        create_file: Callable[[], GrowingFile] | None,
+        on_sealed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.sequence = header.sequence
         self.file: GrowingFile | None = None
         self._create_file = create_file
+        self._on_sealed = on_sealed
         self.closed = False
         self.ended = threading.Event()
         self.digest = b""
@@ -179,8 +186,15 @@ class LiveSegment:
                     self._parts += (header, body)
                 number += 1
             self._push()
+            if self.closed and number == len(self._bases):
+                self._let_go_of_raw()
             self._order.notify_all()
             return number
+
+    def _let_go_of_raw(self) -> None:
+        if self._raw is not None:
+            self._raw = None
+            self._on_sealed()
 
     def _push(self) -> None:
         if self._create_file is not None and self._unappended:
@@ -215,8 +229,8 @@ class LiveSegment:
                 if self._create_file is None:
                     self._parts += (sealed, footer)
             self._push()
+            self._let_go_of_raw()
             self.ended.set()
-            self._raw = None
 
     def whole_bytes(self) -> bytes:
         """Give all bytes of a finished segment that has no growing file."""

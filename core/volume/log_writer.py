@@ -9,7 +9,7 @@ open segment, `next_sequence` and `accepted`. `_state` guards the rest. No I/O h
    one is the same discovery. A fenced writer stays down: `failure` is set once and every later call raises it.
 7. *Truth in errors.* `trouble` is what the store says at the moment: room running out is told to flushes and writers at once, other
    errors after a bounded wait; the segments stay in line and are tried again until they are durable or the writer is closed.
-8. *Bounded.* At most `medium.unpublished_segments` closed segments, at most `limits.INFLIGHT_RAM_SEGMENTS` of them in memory.
+8. *Bounded.* At most `medium.unpublished_segments` closed segments, at most `limits.UNSEALED_SEGMENTS` of them unsealed in memory.
 """
 
 import queue
@@ -118,6 +118,7 @@ class LogWriter:
         self._unpublished: deque[LiveSegment] = deque()
         self._last_closed: LiveSegment | None = None
         self._backlog = 0
+        self._unsealed = 0
         self._durable = 0
         self._flushing = False
         self._closing = threading.Event()
@@ -132,9 +133,16 @@ class LogWriter:
 
     def wait_for_room(self) -> None:
         """Wait, without the image's lock, until a segment may be closed; raise what keeps the store from taking it."""
-        if self._backlog < self._medium.unpublished_segments and self.failure is None:
-            return
-        self._wait(lambda: self._backlog < self._medium.unpublished_segments)
+        if not self._has_room() or self.failure is not None:
+            self._wait(self._has_room)
+
+    def _has_room(self) -> bool:
+        return self._backlog < self._medium.unpublished_segments and self._unsealed < limits.UNSEALED_SEGMENTS
+
+    def _note_sealed(self) -> None:
+        with self._state:
+            self._unsealed -= 1
+            self._state.notify_all()
 
     def open_segment(self) -> LiveSegment:
         """Give the segment that takes the next change; it has room for at least one block."""
@@ -145,7 +153,7 @@ class LogWriter:
             self._close_open(segment, inline=False)
         sequence = self.next_sequence
         header = new_header(self._keys, Kind.SEGMENT, self.reign, sequence, self._world.random_bytes(32))
-        segment = LiveSegment(self._keys, header, self._medium.create_file(self.reign.epoch, sequence))
+        segment = LiveSegment(self._keys, header, self._medium.create_file(self.reign.epoch, sequence), self._note_sealed)
         self.next_sequence = sequence + 1
         self._live[sequence] = segment
         self._open = segment
@@ -174,6 +182,7 @@ class LogWriter:
         with self._state:
             self._unpublished.append(segment)
             self._backlog = len(self._unpublished)
+            self._unsealed += 1
         self._last_closed = segment
         self._open = None
         if not inline:
