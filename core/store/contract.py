@@ -6,6 +6,7 @@ raises only `core.errors` errors: `OutOfSpaceError`, `StoreTimeoutError`, `Store
 runs against every implementation.
 """
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -23,6 +24,12 @@ class ObjectMissingError(StoreError):
 
 class ObjectExistsError(StoreError):
     """Put-if-absent found another object under the key; that object is untouched."""
+
+
+class AccessRefusedError(StoreError):
+    """The store knows us not, or does not let us: asking again changes nothing until somebody mends the credentials."""
+
+    errno = errno.EACCES
 
 
 @dataclass(frozen=True, slots=True)
