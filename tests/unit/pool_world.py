@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from core.crypto.slots import Argon2Cost
 from core.pool.key_files import KeyFile
+from core.pool.keyring import add_slot
+from core.pool.keys import Role
 from core.pool.pool import Pool, create_pool, open_pool
 from core.pool.slots import Passphrase
 from core.store.memory import MemoryStore
@@ -51,6 +53,11 @@ class Made:
     key_file: KeyFile
     pool: Pool
     world: World
+
+    def add_key_file(self, role: Role) -> KeyFile:
+        saved: list[KeyFile] = []
+        add_slot(self.pool, saved.append, role)
+        return saved[0]
 
     def again(self, opener: KeyFile | Passphrase) -> Pool:
         return open_pool(self.store, opener, self.world)

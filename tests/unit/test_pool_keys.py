@@ -31,12 +31,6 @@ def made() -> Made:
     return make_pool()
 
 
-def add_key_file(made: Made, role: Role) -> KeyFile:
-    saved: list[KeyFile] = []
-    add_slot(made.pool, saved.append, role)
-    return saved[0]
-
-
 def test_a_pool_opens_with_the_key_file_it_was_made_with(made: Made) -> None:
     again = made.again(made.key_file)
     assert again.id == made.pool.id == made.key_file.pool_id
@@ -100,9 +94,9 @@ def test_a_slot_of_another_pool_under_our_key_is_refused(made: Made) -> None:
 
 
 def test_roles_get_the_seeds_they_need_and_no_others(made: Made) -> None:
-    owner = made.again(add_key_file(made, Role.OWNER)).keys
-    writer = made.again(add_key_file(made, Role.WRITER)).keys
-    reader = made.again(add_key_file(made, Role.READER)).keys
+    owner = made.again(made.add_key_file(Role.OWNER)).keys
+    writer = made.again(made.add_key_file(Role.WRITER)).keys
+    reader = made.again(made.add_key_file(Role.READER)).keys
     assert (owner.admin_seed, bool(owner.writer_seed)) == (made.pool.keys.admin_seed, True)
     assert (writer.admin_seed, bool(writer.writer_seed)) == (None, True)
     assert (reader.admin_seed, reader.writer_seed) == (None, None)
@@ -110,7 +104,7 @@ def test_roles_get_the_seeds_they_need_and_no_others(made: Made) -> None:
 
 
 def test_a_readers_slot_holds_no_seed_even_in_its_bytes(made: Made) -> None:
-    reader = made.again(add_key_file(made, Role.READER))
+    reader = made.again(made.add_key_file(Role.READER))
     payload = reader.keys.to_payload()
     for secret in (made.pool.keys.admin_seed, made.pool.keys.writer_seed):
         assert secret is not None
@@ -118,20 +112,20 @@ def test_a_readers_slot_holds_no_seed_even_in_its_bytes(made: Made) -> None:
 
 
 def test_a_reader_cannot_write_a_signed_record(made: Made) -> None:
-    reader = made.again(add_key_file(made, Role.READER))
+    reader = made.again(made.add_key_file(Role.READER))
     with pytest.raises(ReadOnlyError):
         reader.names.add("disk", b"v" * 16)
 
 
 def test_a_writer_that_was_added_later_is_known_to_pools_opened_before(made: Made) -> None:
     early = made.again(made.key_file)
-    made.again(add_key_file(made, Role.WRITER)).names.add("disk", b"v" * 16)
+    made.again(made.add_key_file(Role.WRITER)).names.add("disk", b"v" * 16)
     assert [each.name for each in early.names.everything()] == ["disk"]
 
 
 def test_only_an_owner_manages_keys(made: Made) -> None:
     for role in (Role.WRITER, Role.READER):
-        pool = made.again(add_key_file(made, role))
+        pool = made.again(made.add_key_file(role))
         with pytest.raises(UsageError, match="owner's key"):
             add_slot(pool, passphrase(b"x"), Role.READER)
         with pytest.raises(UsageError, match="owner's key"):
@@ -139,7 +133,7 @@ def test_only_an_owner_manages_keys(made: Made) -> None:
 
 
 def test_a_description_that_the_admin_did_not_sign_is_refused(made: Made) -> None:
-    writer = made.again(add_key_file(made, Role.WRITER))
+    writer = made.again(made.add_key_file(Role.WRITER))
     forged = seal_record(
         writer.keys.record_keys(Algorithm.AES_256_GCM, writer.verifiers),
         RecordKind.POOL,
@@ -166,7 +160,7 @@ def test_slots_tell_kind_role_label_and_age(made: Made) -> None:
 
 
 def test_a_removed_slot_opens_no_more_and_its_writer_is_retired(made: Made) -> None:
-    key_file = add_key_file(made, Role.WRITER)
+    key_file = made.add_key_file(Role.WRITER)
     writer = made.again(key_file)
     writer.names.add("disk", b"v" * 16)
     drop_slot(made.pool, key_file.slot_id)
