@@ -66,18 +66,6 @@ def unpack_records(data: Buffer, blocks: int, what: str) -> list[Record]:
     return records
 
 
-def seal_frame(aead: Aead, compressor: Compressor, number: int, records: bytes, blocks: Buffer) -> tuple[bytes, bytes]:
-    """Seal one frame: packed records and whole blocks become its header and its body."""
-    count = len(blocks) // BLOCK_BYTES
-    if count:
-        codec, packed = compressor.pack(blocks)
-        plaintext = b"".join((records, packed))
-    else:
-        codec, plaintext = Codec.NONE, records
-    header = FRAME_HEADER.pack(number, len(plaintext) + TAG_BYTES, codec, count, len(records) // RECORD_BYTES, 0)
-    return header, aead.seal(number, plaintext, header)
-
-
 class OpenFrame(NamedTuple):
     """A frame that authenticated: its records and its blocks, these still packed. (A tuple: it is made for every cold read.)"""
 
@@ -89,6 +77,19 @@ class OpenFrame(NamedTuple):
     def unpack_blocks(self, what: str) -> Buffer:
         """Decompress: `blocks` times 4096 bytes."""
         return unpack(self.codec, self.packed, self.blocks * BLOCK_BYTES, what)
+
+
+def seal_frame(
+    aead: Aead, compressor: Compressor, number: int, records: bytes, blocks: Buffer
+) -> tuple[bytes, bytes, OpenFrame]:
+    """Seal one frame: packed records and whole blocks become its header and its body; its open form is for a cache."""
+    count = len(blocks) // BLOCK_BYTES
+    codec, packed = compressor.pack(blocks) if count else (Codec.NONE, b"")
+    if codec is Codec.NONE:
+        packed = bytes(packed)
+    plaintext = b"".join((records, packed))
+    header = FRAME_HEADER.pack(number, len(plaintext) + TAG_BYTES, codec, count, len(records) // RECORD_BYTES, 0)
+    return header, aead.seal(number, plaintext, header), OpenFrame(codec, count, records, packed)
 
 
 def frame_bytes(data: Buffer, offset: int) -> int:

@@ -30,7 +30,7 @@ class CacheCounters:
 
 
 class FrameCache:
-    """Frames by `entry >> 3`, which names segment and frame. Only frames of published segments are kept here."""
+    """Frames by `entry >> 3`, which names segment and frame for ever (invariant 4), whether or not the segment is published yet."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.counters = CacheCounters()

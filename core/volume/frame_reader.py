@@ -16,7 +16,7 @@ from typing import Final
 from core import limits
 from core.crypto.aead import Aead, Buffer
 from core.crypto.volume import VolumeKeys
-from core.errors import IntegrityError
+from core.errors import BlockyardError, IntegrityError
 from core.format.envelope import FOOTER_BYTES, TAIL_BYTES, OpenEnd, open_end, payload_range
 from core.format.frame import FRAME_HEADER_BYTES, OpenFrame, open_frame
 from core.format.header import LOG_KINDS, Header
@@ -85,6 +85,7 @@ class FrameReader:
         self._tables: dict[int, _Table] = {}
         self._lock = threading.Lock()
         self._loading: dict[int, Future[_Table]] = {}
+        self._flights: dict[int, threading.Event] = {}
 
     # Tables.
 
@@ -131,14 +132,17 @@ class FrameReader:
     def read_block(self, entry: int, out: memoryview) -> None:
         """Copy the block at `entry`, not a hole, into `out` of 4096 bytes."""
         key = entry >> SLOT_BITS
+        live = self._live.get(entry >> POSITION_BITS)
+        if live is not None:
+            raw = live.raw_run(key & _FRAME_MASK, entry & _SLOT_MASK, 1)
+            if raw is not None:
+                out[:] = raw
+                return
         blocks = self.cache.blocks(key)
         if blocks is None:
-            live = self._live.get(entry >> POSITION_BITS)
-            if live is not None:
-                raw = live.raw_run(key & _FRAME_MASK, entry & _SLOT_MASK, 1)
-                if raw is not None:
-                    out[:] = raw
-                    return
+            self._await_flight(key)
+            blocks = self.cache.blocks(key)
+        if blocks is None:
             frame = self._fetch(entry >> POSITION_BITS, key, 1, live)[0]
             blocks = frame.unpack_blocks("a frame")
             self.cache.add_blocks(key, blocks)
@@ -179,13 +183,15 @@ class FrameReader:
         key = first
         while key <= last:
             blocks = self.cache.blocks(key)
+            if blocks is None and self._await_flight(key):
+                blocks = self.cache.blocks(key)
             if blocks is not None:
                 at = _copy(blocks, slot, out, at)
                 slot = 0
                 key += 1
                 continue
             end = key + 1
-            while end <= last and end not in self.cache:
+            while end <= last and end not in self.cache and end not in self._flights:
                 end += 1
             for frame in self._fetch(sequence, key, end - key, live):
                 blocks = frame.unpack_blocks(self._names.segment(sequence))
@@ -222,6 +228,34 @@ class FrameReader:
             run.append(self._open(table, frame, data[at : at + frames.lengths[frame]]))
             self.cache.add(key + frame - number, run[-1])
         return run
+
+    def _await_flight(self, key: int) -> bool:
+        """If read-ahead is fetching a frame, wait until it has it or gave up; say whether it was."""
+        flight = self._flights.get(key)
+        return flight is not None and flight.wait(limits.STORE_DEADLINE_S)
+
+    def prefetch(self, entries: Items[int]) -> None:
+        """Bring the frames of these entries into the cache. What fails is left to whoever reads it and is told why."""
+        wanted = dict.fromkeys(entry >> SLOT_BITS for entry in entries if entry)
+        keys = [key for key in wanted if key not in self.cache and key not in self._flights]
+        keys = [key for key in keys if (key >> (POSITION_BITS - SLOT_BITS)) not in self._live]
+        landed = threading.Event()
+        for key in keys:
+            self._flights[key] = landed
+        at = 0
+        try:
+            while at < len(keys):
+                end = at + 1
+                while end < len(keys) and keys[end] == keys[at] + (end - at):
+                    end += 1
+                sequence = keys[at] >> (POSITION_BITS - SLOT_BITS)
+                at += len(self._fetch(sequence, keys[at], end - at, None))
+        except BlockyardError:
+            return
+        finally:
+            for key in keys:
+                self._flights.pop(key, None)
+            landed.set()
 
     def _get(self, table: _Table, offset: int, length: int) -> bytes:
         if table.file is not None:

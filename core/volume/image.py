@@ -25,6 +25,7 @@ from core.volume.frame_reader import FrameReader
 from core.volume.log_writer import LogWriter
 from core.volume.owner_lock import OwnerLock, ReaderLease
 from core.volume.page_store import PageStore
+from core.volume.read_ahead import ReadAhead
 from core.volume.replay import VolumeState
 from core.volume.zeros import is_zero, nonzero_runs
 from core.world import World
@@ -63,6 +64,7 @@ class Image:
         checkpointer: Checkpointer | None,
         claim: OwnerLock | ReaderLease,
         follow: Callable[[VolumeState], VolumeState] | None,
+        read_ahead: bool,
         world: World,
     ) -> None:
         self.name = name
@@ -78,6 +80,7 @@ class Image:
         self._claim = claim
         self._follow = follow
         self._world = world
+        self._read_ahead = ReadAhead(self._fetch) if read_ahead else None
         self._closing = threading.Event()
         self._closed = False
         self._refreshing = threading.Lock()
@@ -132,7 +135,14 @@ class Image:
         if length:
             self._read(offset, memoryview(buffer))
 
+    def _fetch(self, offset: int, length: int) -> None:
+        first, end = offset >> _SHIFT, (offset + length + _MASK) >> _SHIFT
+        with contextlib.suppress(BlockyardError):  # whoever reads the range for real is told
+            self.reader.prefetch(self._entries(first, end - first).tolist())
+
     def _read(self, offset: int, out: memoryview) -> None:
+        if self._read_ahead is not None:
+            self._read_ahead.note(offset, len(out), self._state.size_bytes)
         first, end = offset >> _SHIFT, (offset + len(out) + _MASK) >> _SHIFT
         entries: list[int] = self._entries(first, end - first).tolist()
         head = offset & _MASK
@@ -364,6 +374,8 @@ class Image:
             finally:
                 if self.writer is not None:
                     self.writer.close()
+                if self._read_ahead is not None:
+                    self._read_ahead.close()
                 self._let_go()
 
     def _let_go(self) -> None:

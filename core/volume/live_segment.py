@@ -21,7 +21,7 @@ from core.crypto.volume import VolumeKeys
 from core.errors import WorldError
 from core.format.compression import Compressor
 from core.format.envelope import seal_end
-from core.format.frame import RECORD_BYTES, RecordKind, pack_record, seal_frame
+from core.format.frame import RECORD_BYTES, OpenFrame, RecordKind, pack_record, seal_frame
 from core.format.header import Header, object_aead
 from core.format.segment import FrameTable, FrameTableBuilder, pack_index
 from core.store.contract import Buffer, GrowingFile
@@ -39,7 +39,8 @@ class LiveSegment:
     """One segment being filled, sealed and stored.
 
     `create_file` makes its growing file with the first bytes that are appended; without it the sealed bytes stay in memory
-    for a put. `on_sealed` is told once, when the raw blocks of the closed segment go.
+    for a put. `on_sealed` is told once, when the raw blocks of the closed segment go; `on_frame` is given
+    every sealed frame with its cache key, `entry >> 3`.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class LiveSegment:
         header: Header,
         create_file: Callable[[], GrowingFile] | None,
         on_sealed: Callable[[], None] = lambda: None,
+        on_frame: Callable[[int, OpenFrame], None] = lambda _key, _frame: None,
     ) -> None:
         self.sequence = header.sequence
         self.file: GrowingFile | None = None
         self._create_file = create_file
         self._on_sealed = on_sealed
+        self._on_frame = on_frame
         self.closed = False
         self.ended = threading.Event()
         self.digest = b""
@@ -160,6 +163,7 @@ class LiveSegment:
     def seal(self, frames: range, compressor: Compressor) -> None:
         """Seal the claimed frames and append what is in order now."""
         raw = self._raw
+        first_key = self.sequence << (POSITION_BITS - SLOT_BITS)
         for number in frames:
             base, blocks = self._bases[number], self._blocks[number]
             records = self._records[number]
@@ -167,7 +171,10 @@ class LiveSegment:
             if blocks:
                 assert raw is not None, "raw blocks stay until every frame is sealed"
                 data = raw[base * BLOCK_BYTES : (base + blocks) * BLOCK_BYTES]
-            self._sealed[number] = seal_frame(self.aead, compressor, number, records, data)
+            header, body, frame = seal_frame(self.aead, compressor, number, records, data)
+            self._sealed[number] = (header, body)
+            if blocks:
+                self._on_frame(first_key + number, frame)
         if frames:
             self.append_ready()
 

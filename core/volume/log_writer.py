@@ -24,6 +24,7 @@ from core.crypto.volume import VolumeKeys
 from core.errors import BlockyardError, FencedError, OutOfSpaceError, StoreError, StoreTimeoutError
 from core.format.compression import Compression, Compressor
 from core.format.envelope import require_signer
+from core.format.frame import OpenFrame
 from core.format.header import Header, Kind
 from core.store.contract import ObjectExistsError
 from core.units import Epoch, Sequence
@@ -82,7 +83,9 @@ def new_header(keys: VolumeKeys, kind: Kind, reign: Reign, sequence: int, salt: 
 
 
 class LogWriter:
-    """Writes one log for one reign. `on_published` runs on a publishing thread, in log order, after a segment is an object."""
+    """Writes one log for one reign. `on_published` runs on a publishing thread, in log order, after a segment is an object.
+    `on_frame` is given every frame as it is sealed.
+    """
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class LogWriter:
         lock: threading.Lock,
         live: dict[int, LiveSegment],
         on_published: Callable[[LiveSegment], None],
+        on_frame: Callable[[int, OpenFrame], None],
     ) -> None:
         self.reign = reign
         self.accepted = 0
@@ -110,6 +114,7 @@ class LogWriter:
         self._lock = lock
         self._live = live
         self._on_published = on_published
+        self._on_frame = on_frame
         self._compressor = Compressor(compression)
         self._open: LiveSegment | None = None
         self._last_change_s = 0.0
@@ -153,7 +158,9 @@ class LogWriter:
             self._close_open(segment, inline=False)
         sequence = self.next_sequence
         header = new_header(self._keys, Kind.SEGMENT, self.reign, sequence, self._world.random_bytes(32))
-        segment = LiveSegment(self._keys, header, self._medium.create_file(self.reign.epoch, sequence), self._note_sealed)
+        segment = LiveSegment(
+            self._keys, header, self._medium.create_file(self.reign.epoch, sequence), self._note_sealed
+        )
         self.next_sequence = sequence + 1
         self._live[sequence] = segment
         self._open = segment

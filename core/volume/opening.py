@@ -90,6 +90,7 @@ class _Opening:
             lock=lock,
             live=self._live,
             on_published=self._on_published(state),
+            on_frame=self._reader.cache.add,
         )
         checkpointer = Checkpointer(
             state=state,
@@ -111,6 +112,7 @@ class _Opening:
             checkpointer=checkpointer,
             claim=owner,
             follow=None,
+            read_ahead=not isinstance(self._store, Appendable),
             world=self._world,
         )
 
@@ -149,6 +151,7 @@ class _Opening:
             checkpointer=None,
             claim=lease,
             follow=self._follow,
+            read_ahead=not isinstance(self._store, Appendable),
             world=self._world,
         )
 
