@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from core.cli.session import Session
 from gateway_nbd.kernel.limits import (
     CONNECTIONS,
     CONNECTIONS_MAX,
@@ -23,6 +24,8 @@ from gateway_nbd.kernel.runtime import MappingState, find_mapping, mappings, run
 
 if TYPE_CHECKING:
     from gateway_nbd.kernel.mapping import Order
+
+_PATH = click.Path(path_type=Path)
 
 
 @click.command("map")
@@ -61,6 +64,8 @@ if TYPE_CHECKING:
     help="Logical block size; 512 for a disk that was partitioned with sectors of 512 bytes.",
 )
 @click.option("--force", is_flag=True, help="Take the image over from another writer.")
+@click.option("--key-file", type=_PATH, help="Key file that opens the pool.")
+@click.option("--passphrase-file", type=_PATH, help="File with the passphrase that opens the pool; it must stay.")
 @click.option(
     "-o",
     "--option",
@@ -70,7 +75,9 @@ if TYPE_CHECKING:
     help="A parameter for the NBD plugin, such as durability=journal; may be repeated.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground (for systemd and for looking at it).")
+@click.pass_context
 def map_verb(
+    context: click.Context,
     image: str,
     readonly: bool,
     connections: int,
@@ -78,6 +85,8 @@ def map_verb(
     dead_timeout_s: int,
     block_bytes: str,
     force: bool,
+    key_file: Path | None,
+    passphrase_file: Path | None,
     options: tuple[str, ...],
     foreground: bool,
 ) -> None:
@@ -85,15 +94,19 @@ def map_verb(
 
     A mounted filesystem does not notice when the gateway behind the device dies or is replaced.
     """
-    from gateway_nbd.kernel.command import gateway_command, gateway_environment
+    from gateway_nbd.kernel.command import gateway_command, gateway_environment, read_options
+    from gateway_nbd.kernel.host import without_driver
     from gateway_nbd.kernel.mapping import Order, map_image
+    from gateway_nbd.kernel.netlink import NoNbdDriverError
     from gateway_nbd.kernel.supervisor import Wishes
 
     here = Path.cwd()
+    files = {"key": key_file, "passphrase_file": passphrase_file, "config": context.ensure_object(Session).config_path}
+    given = read_options(options, files, here)
     order = Order(
         image=image,
-        command=gateway_command(image, readonly=readonly, force=False, options=options, directory=here),
-        first_command=gateway_command(image, readonly=readonly, force=force, options=options, directory=here),
+        command=gateway_command(image, readonly=readonly, force=False, options=given),
+        first_command=gateway_command(image, readonly=readonly, force=force, options=given),
         environment=gateway_environment(os.environ, here),
         wishes=Wishes(
             export_name="",
@@ -104,10 +117,14 @@ def map_verb(
             readonly=readonly,
         ),
     )
-    if foreground:
-        _serve_here(order)
-    else:
-        click.echo(map_image(order, runtime_directory(os.environ, os.geteuid())))
+    try:
+        if foreground:
+            _serve_here(order)
+        else:
+            click.echo(map_image(order, runtime_directory(os.environ, os.geteuid())))
+    except NoNbdDriverError:
+        click.echo(without_driver(image), err=True)
+        raise
 
 
 @click.command("unmap")

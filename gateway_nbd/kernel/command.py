@@ -1,4 +1,4 @@
-"""The command that serves one image to the kernel: nbdkit in the foreground with our plugin, on a private socket. Pure.
+"""The command that serves one image to the kernel: that of `blockyard nbd`, on the mapping's private socket. Pure.
 
 Whatever the command needs must be there again when a gateway is replaced, days later and with nobody to ask: paths are
 made absolute, and what can be read only once is refused.
@@ -8,35 +8,45 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from core.config import ENVIRONMENT_PREFIX, split_image_reference
+from core.config import ENVIRONMENT_PREFIX
 from core.errors import UsageError
+from gateway_nbd import parameters
+from gateway_nbd.command import Endpoint, Serving
 from gateway_nbd.kernel.gateway import SOCKET_PLACE
-from gateway_nbd.limits import RECOMMENDED_THREADS
 
-PLUGIN: Final = Path(__file__).resolve().parents[1] / "plugin.py"
 _PATHS: Final = frozenset({"key", "passphrase_file", "cache_dir", "journal_dir", "config"})
-_OWN: Final = frozenset({"pool", "image", "readonly", "force", "create", "size"})
 _PATH_VARIABLES: Final = frozenset(
     ENVIRONMENT_PREFIX + name for name in ("CONFIG", "KEY_FILE", "PASSPHRASE_FILE", "CACHE_DIR", "JOURNAL_DIR")
 )
 _READ_ONCE: Final = ENVIRONMENT_PREFIX + "PASSPHRASE_FD"
 
 
-def gateway_command(image: str, *, readonly: bool, force: bool, options: Iterable[str], directory: Path) -> list[str]:
-    """Build the command for `image` ("POOL/IMAGE"); `options` are KEY=VALUE parameters of the plugin.
+def gateway_command(image: str, *, readonly: bool, force: bool, options: Mapping[str, str]) -> list[str]:
+    """Build the command for `image` ("POOL/IMAGE"); `options` are parameters of the plugin, as `read_options` gives them.
 
-    Relative paths are taken from `directory`. Raises UsageError for an option that is none, or that is not the user's.
+    Raises UsageError for a name that is none, and for an option that the command line itself says.
     """
-    pool, name = split_image_reference(image)
-    command = ["nbdkit", "-f", "-U", SOCKET_PLACE, "-t", str(RECOMMENDED_THREADS)]
-    if readonly:
-        command.append("-r")
-    command += ["python", str(PLUGIN), f"pool={pool}", f"image={name}"]
-    if readonly:
-        command.append("readonly=true")
-    if force:
-        command.append("force=true")
-    return command + [_option(text, directory) for text in options]
+    endpoint = Endpoint(socket=Path(SOCKET_PLACE))
+    return Serving(image, endpoint, readonly=readonly, force=force, options=options).command()
+
+
+def read_options(texts: Iterable[str], files: Mapping[str, Path | None], directory: Path) -> dict[str, str]:
+    """Join KEY=VALUE texts with the files that have an option of their own; relative paths are taken from `directory`.
+
+    Raises UsageError for what is no parameter of the plugin, or is said twice.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"-o {text}: write KEY=VALUE, such as -o durability=journal")
+        if key in ("create", "size"):
+            raise UsageError(f"-o {key}=: make the image with `blockyard image create` and map it then")
+        parameters.add(given, key, value)
+    for name, path in files.items():
+        if path is not None:
+            parameters.add(given, name, str(path))
+    return {key: _absolute(value, directory) if key in _PATHS and value else value for key, value in given.items()}
 
 
 def gateway_environment(environment: Mapping[str, str], directory: Path) -> dict[str, str]:
@@ -47,17 +57,10 @@ def gateway_environment(environment: Mapping[str, str], directory: Path) -> dict
             "use a key file, or passphrase_file with a file that stays"
         )
     return {
-        name: str(directory / Path(value).expanduser()) if name in _PATH_VARIABLES and value else value
+        name: _absolute(value, directory) if name in _PATH_VARIABLES and value else value
         for name, value in environment.items()
     }
 
 
-def _option(text: str, directory: Path) -> str:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"{text!r} is not KEY=VALUE; for example -o durability=journal")
-    if key in _OWN:
-        raise UsageError(f"{key}= cannot be given to `map` as an option; the command line says it")
-    if key in _PATHS and value:
-        value = str(directory / Path(value).expanduser())
-    return f"{key}={value}"
+def _absolute(path: str, directory: Path) -> str:
+    return str(directory / Path(path).expanduser())

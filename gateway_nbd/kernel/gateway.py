@@ -1,8 +1,9 @@
 """The gateway's process, as its supervisor sees it: an NBD server on a unix socket that may die at any moment.
 
-A `Gateway` owns one child and its socket path; it belongs to the thread of the supervisor's loop.
-1. At most one child lives: `start` is refused while there is one. An image has one writer.
-2. The child outlives a supervisor that is killed: the kernel holds its connections, and I/O goes on.
+A `Gateway` owns one process and its socket path; it belongs to the thread of the supervisor's loop.
+1. At most one process lives: `start` is refused while there is one. An image has one writer.
+2. The process outlives a supervisor that is killed: the kernel holds its connections, and I/O goes on. nbdkit asks the
+   kernel for SIGTERM when its parent dies, so a gateway is nobody's child; it is watched and signalled through a pidfd.
 """
 
 import contextlib
@@ -19,6 +20,12 @@ from gateway_nbd.kernel.limits import LOG_TAIL_BYTES
 
 SOCKET_PLACE: Final = "{socket}"
 """Stands in a gateway's command where the path of its socket belongs."""
+
+_START_AN_ORPHAN: Final = """exec 3<&0 </dev/null
+(read -r _ <&3 || exit; exec 3<&-; exec "$@" >&2) &
+echo $!
+"""
+"""The process waits for our line before it becomes the server: by then it is watched, and the shell is gone."""
 
 
 class Gateway:
@@ -39,77 +46,86 @@ class Gateway:
         self._command = [part.replace(SOCKET_PLACE, str(socket_path)) for part in first_command or command]
         self._environment = dict(environment)
         self._log_path = log_path
-        self._child: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
         self._pidfd = -1
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while there is a child."""
-        return None if self._child is None else self._child.pid
+        """The process id while there is a process."""
+        return self._pid
 
     @property
     def pidfd(self) -> int:
-        """A descriptor that is readable once the child has ended; -1 while there is none."""
+        """A descriptor that is readable once the process has ended; -1 while there is none."""
         return self._pidfd
 
     def start(self) -> None:
-        """Start a child that may listen a little later. Raises WorldError when there is no such program."""
-        assert self._child is None, "the former gateway was not reaped"
+        """Start a process that may listen a little later, or end at once and say why in its log."""
+        assert self._pidfd < 0, "the former gateway was not reaped"
         self.socket_path.unlink(missing_ok=True)
-        with self._log_path.open("wb") as log:
-            try:
-                self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
-                    self._command,
+        try:
+            with (
+                self._log_path.open("wb") as log,
+                subprocess.Popen(  # noqa: S603 - our own lines of shell, the command as arguments
+                    ["/bin/sh", "-c", _START_AN_ORPHAN, "sh", *self._command],
                     env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,
-                )
-            except OSError as error:
-                raise WorldError(f"the gateway {self._command[0]} did not start: {error.strerror}") from error
-        self._pidfd = os.pidfd_open(self._child.pid)
+                ) as shell,
+            ):
+                assert shell.stdin is not None and shell.stdout is not None
+                self._pid = int(shell.stdout.readline())
+                shell.wait()
+                self._pidfd = os.pidfd_open(self._pid)
+                shell.stdin.write(b"go\n")
+        except (OSError, ValueError) as error:
+            raise WorldError(f"the gateway {self._command[0]} did not start: {error}") from error
 
     def settle(self) -> None:
         """The first gateway serves: what was for it alone (taking an image over) is not done again."""
         self._command = self._settled_command
 
     def has_ended(self) -> bool:
-        """Tell whether the child has ended (or none was started)."""
-        return self._child is None or self._child.poll() is not None
+        """Tell whether the process has ended (or none was started)."""
+        return self.wait(0.0)
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the child's end at most `timeout_s`; tell whether it came."""
-        if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(timeout_s)
-        return self.has_ended()
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait for the end of the process at most `timeout_s`; tell whether it came."""
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
     def terminate(self) -> None:
-        """Ask the child to make durable what it acknowledged and to end."""
+        """Ask the process to make durable what it acknowledged and to end."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the child now: after it is reaped, no request of its time is ever executed."""
+        """End the process now: after it is reaped, no request of its time is ever executed."""
         self._send(signal.SIGKILL)
 
     def reap(self, timeout_s: float) -> str:
-        """Wait for the end, killing the child after `timeout_s`; say how it ended."""
-        if self._child is None:
+        """Wait for the end, killing the process after `timeout_s`; say how it ended.
+
+        A killed process that hangs in the kernel (a dead disk, NFS) is waited for without limit: as long as it is there,
+        starting another would break (1).
+        """
+        if self._pidfd < 0:
             return "not running"
-        try:
-            status = self._child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        how = "ended"
+        if not self.wait(timeout_s):
             self.kill()
-            status = self._child.wait()
+            self.wait(None)
+            how = "killed"
         os.close(self._pidfd)
-        self._child, self._pidfd = None, -1
-        if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
-        return f"exit status {status}"
+        self._pid, self._pidfd = None, -1
+        return how
 
     def last_words(self) -> str:
-        """The end of the child's log, for an error message."""
+        """The end of the process's log, for an error message."""
         try:
             with self._log_path.open("rb") as log:
                 log.seek(max(0, self._log_path.stat().st_size - LOG_TAIL_BYTES))
@@ -118,8 +134,9 @@ class Gateway:
             return ""
 
     def _send(self, number: signal.Signals) -> None:
-        if self._child is not None:
-            self._child.send_signal(number)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
 
 
 def end_stray(pid: int, socket_path: Path) -> None:

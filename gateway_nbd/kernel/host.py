@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ _NEVER_KILLED: Final = "-1000"
 
 
 def open_netlink(image: str) -> NbdNetlink:
-    """Give the kernel's nbd family, loading the driver if need be; else raise NoNbdDriverError with the ways around."""
+    """Give the kernel's nbd family, loading the driver if need be; else raise NoNbdDriverError."""
     try:
         return NbdNetlink()
     except NoNbdDriverError:
@@ -22,23 +23,26 @@ def open_netlink(image: str) -> NbdNetlink:
     try:
         return NbdNetlink()
     except NoNbdDriverError:
-        raise NoNbdDriverError(without_driver(image)) from None
+        raise NoNbdDriverError(
+            "this kernel has no nbd driver (no generic netlink family 'nbd', also after `modprobe nbd`), "
+            f"so {image} cannot become /dev/nbdN here; nbdfuse and qemu-nbd are other ways to use it"
+        ) from None
 
 
 def without_driver(image: str) -> str:
     """Say what to do with `image` on a kernel without nbd; the commands are meant to be pasted."""
     socket = "/tmp/blockyard.sock"  # noqa: S108 - an example for a person
     uri = f"nbd+unix:///?socket={socket}"
-    return f"""this kernel has no nbd driver (no generic netlink family 'nbd', also after `modprobe nbd`),
-so {image} cannot become /dev/nbdN here. Serve it on a socket instead:
-  blockyard nbd {image} --socket {socket}
-and use it without the driver, as a file through FUSE, which a loop device can mount:
+    target = shlex.quote(image)
+    return f"""Without the driver, serve the image on a socket:
+  blockyard nbd {target} --socket {socket}
+and use it as a file through FUSE, which a loop device can mount:
   mkdir -p /tmp/image && nbdfuse /tmp/image '{uri}' &
   mount -o loop /tmp/image/nbd /mnt
-or as a disk of a virtual machine, or copied:
+or as the disk of a virtual machine, or copied:
   qemu-system-x86_64 -drive 'file={uri},format=raw,if=virtio'
   qemu-img convert -p '{uri}' copy.qcow2
-or on a machine whose kernel has the driver (mapping it there does the same and survives a gateway's restart):
+On a machine whose kernel has the driver, `blockyard map` works, and so does, without surviving a gateway's restart:
   qemu-nbd --connect=/dev/nbd0 --format=raw '{uri}'"""
 
 

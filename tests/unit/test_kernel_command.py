@@ -5,18 +5,21 @@ from pathlib import Path
 import pytest
 
 from core.errors import UsageError
-from gateway_nbd.kernel.command import PLUGIN, gateway_command, gateway_environment
+from gateway_nbd.command import PLUGIN
+from gateway_nbd.kernel.command import gateway_command, gateway_environment, read_options
 
 HERE = Path("/home/me")
+IMAGE = "file:///srv/p/disk"
 
 
-def command(*options: str, readonly: bool = False, force: bool = False) -> list[str]:
-    return gateway_command("file:///srv/p/disk", readonly=readonly, force=force, options=options, directory=HERE)
+def command(readonly: bool = False, force: bool = False, **options: str) -> list[str]:
+    return gateway_command(IMAGE, readonly=readonly, force=force, options=options)
 
 
 def test_nbdkit_serves_pool_and_image_on_the_private_socket_in_the_foreground():
-    assert command()[:4] == ["nbdkit", "-f", "-U", "{socket}"]
-    assert command()[-3:] == [str(PLUGIN), "pool=file:///srv/p", "image=disk"]
+    assert command()[:3] == ["nbdkit", "-U", "{socket}"]
+    assert "-f" in command()
+    assert command(durability="journal")[-4:] == [str(PLUGIN), "pool=file:///srv/p", "image=disk", "durability=journal"]
 
 
 def test_read_only_is_said_to_nbdkit_and_to_the_plugin():
@@ -30,14 +33,22 @@ def test_force_is_said_only_when_asked():
 
 
 def test_paths_are_made_absolute_and_other_options_left_alone():
-    assert command("cache_dir=cache", "durability=journal")[-2:] == ["cache_dir=/home/me/cache", "durability=journal"]
-    assert command("key=/k")[-1] == "key=/k"
+    assert read_options(["cache_dir=cache", "durability=journal"], {"key": Path("k"), "config": None}, HERE) == {
+        "cache_dir": "/home/me/cache",
+        "durability": "journal",
+        "key": "/home/me/k",
+    }
 
 
-@pytest.mark.parametrize("option", ["durability", "=x", "image=other", "force=true"])
-def test_an_option_that_is_none_or_not_the_users_is_refused(option):
+@pytest.mark.parametrize("text", ["durability", "=x", "nonsense=1", "create=true", "size=1G"])
+def test_an_option_that_is_none_or_has_no_place_here_is_refused(text):
     with pytest.raises(UsageError):
-        command(option)
+        read_options([text], {}, HERE)
+
+
+def test_what_the_command_line_says_is_not_said_again():
+    with pytest.raises(UsageError, match="image="):
+        command(image="other")
 
 
 def test_paths_in_the_environment_are_made_absolute():
