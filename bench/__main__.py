@@ -1,0 +1,78 @@
+"""`python -m bench`: the benchmarks and their options."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from bench import nbd8, rows
+from bench.cases import choose
+from core.errors import BlockyardError, UsageError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def bench() -> None:
+    """Measure Blockyard beside its peers, in one run on one machine. Figures are ratios; absolute ones drift."""
+
+
+@bench.command()
+@click.option("--store", default="file,rados,s3", help="Stores, separated by commas.")
+@click.option("--json", "json_path", type=_PATH, help="Write the rows there.")
+@click.option("--cases", help="Only these cases, separated by commas.")
+@click.option("--seconds", default=4.0, help="Time of each case.")
+@click.option("--rounds", default=1, type=click.IntRange(1, 99), help="Turns of each case; medians count.")
+@click.option("--no-peer", is_flag=True, help="Ours alone.")
+@click.option("--ceph-conf", type=_PATH, envvar="CEPH_CONF", help="Use this cluster; s3.env is beside the file.")
+@click.option("--directory", type=_PATH, help="Make the temporary directory there.")
+@click.option("-o", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of our plugin, to experiment.")
+def nbd(
+    store: str,
+    json_path: Path | None,
+    cases: str | None,
+    seconds: float,
+    rounds: int,
+    no_peer: bool,
+    ceph_conf: Path | None,
+    directory: Path | None,
+    parameters: tuple[str, ...],
+) -> None:
+    """Run nbd-8: eight loads of fio over NBD, ours beside the usual peer of each store."""
+    plan = nbd8.Plan(
+        stores=nbd8.parse_stores(store),
+        cases=choose(cases),
+        seconds=seconds,
+        rounds=rounds,
+        with_peer=not no_peer,
+        ceph_conf=ceph_conf,
+        parameters=parameters,
+        directory=directory,
+    )
+    found = nbd8.run(plan, _tell)
+    click.echo("\n" + rows.table(found))
+    if json_path is not None:
+        rows.save(found, json_path)
+
+
+def _tell(row: rows.Row) -> None:
+    beside = "" if row.peer is None else f", {row.peer_name} {row.peer:,.0f}, ratio {row.ratio:.2f}"
+    click.echo(f"{row.store} {row.case}: {row.ours:,.0f} {row.unit}{beside}", err=True)
+
+
+def main() -> None:
+    """Run a benchmark; an error is one sentence and a status."""
+    try:
+        bench(prog_name="python -m bench")
+    except UsageError as error:
+        click.echo(f"bench: {error}", err=True)
+        sys.exit(2)
+    except BlockyardError as error:
+        click.echo(f"bench: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    main()
