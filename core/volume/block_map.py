@@ -1,12 +1,14 @@
 """The block map: block number → place, in pages of 1024 packed entries (docs/format.md, "Map entry").
 
 Owns the pages in memory, which of them differ from the last checkpoint, and the live-block count of every segment.
-The caller holds the image's lock around every call; nothing here blocks or does I/O. Pages that stand in the checkpoint
+The caller holds the image's lock around every call but `get` and `entries`; nothing here blocks or does I/O. Pages that stand in the checkpoint
 and not in memory are named by `missing`; the caller loads them without the lock and hands them to `install`.
 
 1. `live[s]` is the number of entries, in memory or in the checkpoint, that point into segment `s`.
 2. A page that is dirty or pinned by a running checkpoint is never evicted.
 3. A page that was never written and stands in no checkpoint is a hole and takes no memory.
+4. A page leaves memory only after `stored` names it. So whoever looks into memory first and then into `stored` never takes a page that
+   was evicted for a hole, and needs no lock: entries are aligned words, and one read sees the old or the new.
 """
 
 from array import array
@@ -86,18 +88,23 @@ class BlockMap:
         if page not in self._pages:
             self._pages[page] = array("Q", data)
 
-    def get(self, block: int) -> int:
-        """Give the entry of one block, whose page is not missing."""
-        page = self._pages.get(block // PAGE_ENTRIES)
-        return page[block % PAGE_ENTRIES] if page is not None else 0
+    def get(self, block: int) -> int | None:
+        """Give the entry of one block; None if its page has to be loaded. Needs no lock (4)."""
+        number = block // PAGE_ENTRIES
+        page = self._pages.get(number)
+        if page is not None:
+            return page[block % PAGE_ENTRIES]
+        return None if number in self.stored else 0
 
-    def entries(self, block: int, count: int) -> Entries:
-        """Copy out the entries of a range, none of whose pages is missing."""
+    def entries(self, block: int, count: int) -> Entries | None:
+        """Copy out the entries of a range; None if a page of it has to be loaded. Needs no lock (4)."""
         answer = np.zeros(count, np.uint64)
-        for page, start, length, at in _spans(block, count):
-            here = self._pages.get(page)
-            if here is not None:
-                answer[at : at + length] = np.frombuffer(here, np.uint64)[start : start + length]
+        for number, start, length, at in _spans(block, count):
+            page = self._pages.get(number)
+            if page is not None:
+                answer[at : at + length] = np.frombuffer(page, np.uint64)[start : start + length]
+            elif number in self.stored:
+                return None
         return answer
 
     def set_run(self, block: int, count: int, entry: int) -> None:

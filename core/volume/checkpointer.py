@@ -64,6 +64,7 @@ class Checkpointer:
         self._pages = pages
         self._world = world
         self._turn = threading.Lock()
+        self._burnt = -1
         self._taken_over_at = state.generation
         self._last_generation = state.checkpoint or 0
         self._roots = [state.checkpoint] if state.checkpoint is not None else []
@@ -87,7 +88,19 @@ class Checkpointer:
             finally:
                 with self._lock:
                     self._state.map.release_pinned(stored=stored)
-            self._collect()
+            if self.check_reign():
+                self._collect()
+
+    def check_reign(self) -> bool:
+        """Say whether this writer still reigns; if another's barrier stands in its way it is fenced now.
+
+        Nothing is deleted without asking here after the newest root is durable. A new writer loads its checkpoint after its barrier
+        is durable: so either its barrier is seen here, or it sees that root, which needs nothing of what is deleted.
+        """
+        place = self._writer.published + 1
+        if self._store.head(self._names.segment(place)) is not None and self._writer.published < place:
+            self._writer.lose_reign(place)
+        return self._writer.failure is None
 
     def _capture(self) -> _Capture | None:
         with self._lock:
@@ -96,6 +109,15 @@ class Checkpointer:
             next_sequence = generation + 1 if last is not None else self._writer.reign.first_sequence
             if generation == self._last_generation:
                 return None
+            if generation == self._burnt:
+                # An attempt at this generation failed half way and its objects may be there: take the next one.
+                segment = self._writer.open_segment()
+                segment.resize(self._state.size_bytes)
+                self._writer.changed(segment)
+                last = self._writer.close_segment()
+                assert last is not None, "it was written to just now"
+                generation, next_sequence = last.sequence, last.sequence + 1
+            self._burnt = generation
             pages = self._state.map.capture_dirty()
             return _Capture(generation, next_sequence, last, self._state.size_bytes, dict(self._state.map.live), pages)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.units import BLOCK_BYTES
-from core.volume.block_map import PAGE_ENTRIES, BlockMap
+from core.volume.block_map import PAGE_ENTRIES, BlockMap, Entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Extent:
 
 
 def _block_runs(
-    block_map: BlockMap, load: Callable[[int, int], bool], block: int, end: int
+    block_map: BlockMap, entries: Callable[[int, int], Entries], block: int, end: int
 ) -> Iterator[tuple[int, int]]:
     """Yield the runs of mapped blocks in [block, end), ascending, page by page; touching runs are not joined."""
     if block >= end:
@@ -27,19 +27,20 @@ def _block_runs(
     for page in block_map.pages_of(block, end - block):
         first = max(block, page * PAGE_ENTRIES)
         stop = min(end, (page + 1) * PAGE_ENTRIES)
-        load(first, stop - first)
-        mapped = np.concatenate(([0], block_map.entries(first, stop - first) != 0, [0]))
+        mapped = np.concatenate(([0], entries(first, stop - first) != 0, [0]))
         edges = np.flatnonzero(np.diff(mapped.astype(np.int8))).tolist()
         for start, last in zip(edges[::2], edges[1::2], strict=True):
             yield first + start, first + last
 
 
-def entry_extents(block_map: BlockMap, load: Callable[[int, int], bool], offset: int, length: int) -> Iterator[Extent]:
-    """Yield the extents of a range of bytes. `load` brings the pages of a range of blocks into memory."""
+def entry_extents(
+    block_map: BlockMap, entries: Callable[[int, int], Entries], offset: int, length: int
+) -> Iterator[Extent]:
+    """Yield the extents of a range of bytes. `entries` gives the map entries of a range of blocks, loading what it must."""
     stop = offset + length
     at = offset
     open_from: int | None = None
-    for first, last in _block_runs(block_map, load, offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+    for first, last in _block_runs(block_map, entries, offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
         start, end = max(first * BLOCK_BYTES, offset), min(last * BLOCK_BYTES, stop)
         if open_from is not None and start > at:
             yield Extent(open_from, at - open_from, allocated=True)

@@ -154,29 +154,31 @@ class Image:
         out[:] = whole[head : head + len(out)]
 
     def _entry(self, block: int) -> int:
-        while True:
-            if not self._load(block, 1):
-                return self._map.get(block)
+        while (entry := self._map.get(block)) is None:
+            self._load(block, 1)
+        return entry
 
     def _entries(self, block: int, count: int) -> Entries:
-        self._load(block, count)
-        return self._map.entries(block, count)
+        while (entries := self._map.entries(block, count)) is None:
+            self._load(block, count)
+        return entries
 
-    def _load(self, block: int, count: int) -> bool:
-        """Load the pages of a range that are not in memory; say whether there were any."""
+    def _load(self, block: int, count: int) -> None:
+        """Load the pages of a range that are not in memory. They may be gone again when the lock is taken: look."""
         missing = self._map.missing(block, count)
         if not missing:
-            return False
+            return
         loaded = self._pages.load(self._state.pages, missing, self._state.size_bytes)
         with self._lock:
+            if self._map.pages_in_memory > limits.MAP_PAGES_RAM:
+                self._map.evict(limits.MAP_PAGES_RAM * 7 // 8)
             for page, data in loaded.items():
                 self._map.install(page, data)
-        return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield what of a range is mapped and what is a hole: ascending, adjoining, neighbours of one kind merged."""
         self._check_range(offset, length)
-        return entry_extents(self._map, self._load, offset, length)
+        return entry_extents(self._map, self._entries, offset, length)
 
     # Writing.
 
@@ -306,7 +308,6 @@ class Image:
                     segment = writer.open_segment()
                     segment.trim(block + at, take)
                     writer.changed(segment)
-                self._map.evict(limits.MAP_PAGES_RAM)
             at += take
 
     def flush(self) -> None:
@@ -420,8 +421,8 @@ class Image:
     def _beat(self) -> None:
         if isinstance(self._claim, ReaderLease):
             self._claim.beat(self._state.generation)
-        elif not self.fenced:
-            self._claim.beat()
+        elif not self.fenced and not self._claim.renew() and self.checkpointer is not None:
+            self.checkpointer.check_reign()  # somebody else's lock: learn now, not at the next flush, whether we were cut off
 
     def _tidy(self, writer: LogWriter) -> None:
         if writer.is_idle():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
-from core.errors import WorldError
+from core.errors import StoreError, WorldError
 from core.format.compression import Compressor
 from core.format.envelope import seal_end
 from core.format.frame import RECORD_BYTES, OpenFrame, RecordKind, pack_record, seal_frame
@@ -217,6 +217,16 @@ class LiveSegment:
             if not arrived:
                 raise WorldError(f"sealing segment {self.sequence} did not end within {_ORDER_WAIT_S:.0f} s")
             self._push()
+
+    def sync(self) -> None:
+        """Make what stands in the file durable. A sync that fails is final: the kernel forgets what it could not write."""
+        assert self.file is not None, "a medium that is durable by sync gives every segment a file"
+        try:
+            self.file.sync()
+        except StoreError as error:
+            raise WorldError(
+                f"{error}. Writes since the last flush are lost; close this gateway and open the image again"
+            ) from None
 
     @property
     def frames_cut(self) -> int:

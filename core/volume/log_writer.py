@@ -12,6 +12,7 @@ open segment, `next_sequence` and `accepted`. `_state` guards the rest. No I/O h
 8. *Bounded.* At most `medium.unpublished_segments` closed segments, at most `limits.UNSEALED_SEGMENTS` of them unsealed in memory.
 """
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -245,19 +246,27 @@ class LogWriter:
         segment.seal(frames, self._compressor)
         self.counters.frames_sealed += len(frames)
         segment.wait_appended(cut)
-        assert segment.file is not None, "a medium that is durable by sync gives every segment a file"
-        segment.file.sync()
+        try:
+            segment.sync()
+        except BlockyardError as error:
+            raise self._fail(error) from None
         self.counters.syncs += 1
         self._check_barrier(segment.sequence)
+        self.trouble = None
         return target
 
     def _check_barrier(self, sequence: int) -> None:
         """Stat after sync (invariant 2): the place in the log that is ours must be free, or taken by ourselves."""
-        if not self._medium.barrier_stands_at(sequence):
-            return
+        if self._medium.barrier_stands_at(sequence):
+            self.lose_reign(sequence)
+            if self.failure is not None:
+                raise self.failure
+
+    def lose_reign(self, sequence: int) -> None:
+        """Take note that an object stands at `sequence`: another writer's, unless we are publishing our own there just now."""
         with self._publishing:
             if self.published < sequence:
-                raise self._fail(self._fenced(sequence))
+                self._fail(self._fenced(sequence))
 
     def _flush_put(self) -> int:
         with self._lock:
@@ -321,7 +330,9 @@ class LogWriter:
                 if previous is not None and not previous.ended.wait(1.0):
                     continue
                 segment.finish(previous.digest if previous is not None else self.reign.previous_digest)
-                with self._publishing if self._medium.publishers == 1 else threading.Lock():
+                if self._medium.durable_by_sync:
+                    segment.sync()
+                with self._publishing if self._medium.publishers == 1 else contextlib.nullcontext():
                     self._medium.publish(segment)
                     self._mark_published(segment)
                 return

@@ -30,7 +30,10 @@ class Medium(Protocol):
         """Look, after a sync and before its acknowledgement, whether an object took the open segment's place in the log."""
 
     def publish(self, segment: LiveSegment) -> None:
-        """Make a finished segment the object of its sequence; durable on return. ObjectExistsError: another writer was first."""
+        """Make a finished segment, synced if it has a file, the object of its sequence; durable on return.
+
+        ObjectExistsError: another writer was first.
+        """
 
 
 class StoreFileMedium:
@@ -53,9 +56,8 @@ class StoreFileMedium:
         return self._store.exists(self._names.segment(sequence))
 
     def publish(self, segment: LiveSegment) -> None:
-        """Sync, then link."""
+        """Link."""
         assert segment.file is not None, "this medium makes a file for every segment"
-        segment.file.sync()
         segment.file.publish(self._names.segment(segment.sequence))
 
 
@@ -108,6 +110,5 @@ class JournalMedium:
     def publish(self, segment: LiveSegment) -> None:
         """Put what the file holds, then let the file go."""
         assert segment.file is not None, "this medium makes a file for every segment"
-        segment.file.sync()
         self._store.put(self._names.segment(segment.sequence), segment.file.read(0, segment.size_bytes))
         segment.file.discard()

@@ -78,7 +78,9 @@ class _Opening:
             follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
             if journal is not None:
                 check_journal(state, self._names, journal, force=force)
-            reign = take_over(state, self._store, self._names, self._keys, self._pages, areas, self._world)
+            state, reign = take_over(
+                state, self._size_bytes, self._store, self._names, self._keys, self._pages, areas, self._world
+            )
             undo.pop_all()
         lock = threading.Lock()
         writer = LogWriter(

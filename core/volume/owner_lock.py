@@ -85,7 +85,7 @@ class OwnerLock:
         self.beat()
 
     def beat(self) -> None:
-        """Renew the heartbeat."""
+        """Write our record with a heartbeat of now, whoever's was there."""
         record: dict[str, RecordValue] = {
             "host": self._world.hostname,
             "boot": self._world.boot_id,
@@ -96,6 +96,13 @@ class OwnerLock:
         }
         sealed = seal_record(self._keys, RecordKind.LOCK, self._key, record, self._world.random_bytes)
         self._store.overwrite(self._key, sealed)
+
+    def renew(self) -> bool:
+        """Renew the heartbeat of a record that is still ours; another's is left alone. Say whether it was ours."""
+        if not self.is_ours():
+            return False
+        self.beat()
+        return True
 
     def is_ours(self) -> bool:
         """Say whether the record on store is still this opening's."""

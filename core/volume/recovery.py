@@ -28,7 +28,7 @@ from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import Reign, new_header
 from core.volume.names import VolumeNames, parse_growing_name
 from core.volume.page_store import PageStore
-from core.volume.replay import VolumeState, apply_object, follow_log
+from core.volume.replay import VolumeState, apply_object, follow_log, load_state
 from core.world import World
 
 
@@ -198,19 +198,26 @@ class RecoveryLog:
 
 def take_over(
     state: VolumeState,
+    size_bytes: int,
     store: Store,
     names: VolumeNames,
     keys: VolumeKeys,
     pages: PageStore,
     areas: list[Appendable],
     world: World,
-) -> Reign:
+) -> tuple[VolumeState, Reign]:
     """Begin a new reign: barrier, then everything the reign before acknowledged from growing files, then those files go.
 
-    Every step can be repeated after a crash. No write may be accepted before this returns.
+    Every step can be repeated after a crash. No write may be accepted before this returns. A checkpoint that the old writer made in
+    the meantime is taken instead of ours: it may have deleted what ours needs (Checkpointer.check_reign).
     """
     reign = put_barrier(state, store, names, keys, pages, world)
     barrier = state.generation
+    if pages.list_roots()[-1:] != ([state.checkpoint] if state.checkpoint is not None else []):
+        state = load_state(pages, size_bytes)
+        follow_log(state, store, names, keys, pages, None)
+        if state.epoch != reign.epoch:
+            raise LockedError("another writer took the image over at the same moment; try again")
     log = RecoveryLog(state, store, names, keys, pages, reign, world)
     for area in areas:
         for found in find_unpublished(state, keys, names, area, barrier):
@@ -221,7 +228,7 @@ def take_over(
         for name in area.list_growing(names.open_area):
             area.open_growing(names.open_area, name).discard()
     _delete_strays(store, names, barrier)
-    return Reign(reign.epoch, reign.nonce, Sequence(state.next_sequence), state.log_digest)
+    return state, Reign(reign.epoch, reign.nonce, Sequence(state.next_sequence), state.log_digest)
 
 
 def _delete_strays(store: Store, names: VolumeNames, barrier: int) -> None:
