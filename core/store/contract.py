@@ -26,6 +26,14 @@ class ObjectExistsError(StoreError):
     """Put-if-absent found another object under the key; that object is untouched."""
 
 
+class ObjectShortError(StoreError):
+    """The object ends before the range that was asked for. A reader that knows its size turns this into an IntegrityError."""
+
+
+class StoreClosedError(StoreError):
+    """A call after `close`."""
+
+
 class AccessRefusedError(StoreError):
     """The store knows us not, or does not let us: asking again changes nothing until somebody mends the credentials."""
 
@@ -72,7 +80,7 @@ class Store(Protocol):
         """Read the whole object, or raise ObjectMissingError."""
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
-        """Read exactly `length` bytes from `offset`. A shorter object is a StoreError, never a shorter answer."""
+        """Read exactly `length` bytes from `offset`. A shorter object is an ObjectShortError, never a short answer."""
 
     def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
         """Read the last `length` bytes (the whole object if it is smaller), and give the object's size in bytes."""
@@ -90,7 +98,7 @@ class Store(Protocol):
         """Report the medium's room, as `df` would."""
 
     def close(self) -> None:
-        """Release threads, sockets and files. Calls after it raise StoreError."""
+        """Release threads, sockets and files. Calls after it raise StoreClosedError."""
 
 
 class GrowingFile(Protocol):

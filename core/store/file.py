@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from core.errors import StoreError
 from core.limits import ASIDE_KEPT_S, OPEN_FILES
 from core.store.contract import (
     Buffer,
@@ -31,6 +30,8 @@ from core.store.contract import (
     Names,
     ObjectExistsError,
     ObjectInfo,
+    ObjectShortError,
+    StoreClosedError,
     StoreSpace,
 )
 from core.store.directories import Directories
@@ -229,7 +230,7 @@ class FileStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreError(f"{self.url}: the store is closed")
+            raise StoreClosedError(f"{self.url}: the store is closed")
 
     def _open(self, key: str) -> OpenFile:
         path = self._path(key)
@@ -325,7 +326,9 @@ def _read(file: OpenFile, offset: int, length: int, url: str, key: str) -> bytes
         except OSError as cause:
             raise store_error(url, "get_range", key, cause) from cause
         if not piece:
-            raise StoreError(f"{url}: {key!r} ends before byte {end}, at {offset}; it is shorter than its writer said")
+            raise ObjectShortError(
+                f"{url}: {key!r} ends before byte {end}, at {offset}; it is shorter than its writer said"
+            )
         pieces.append(piece)
         offset += len(piece)
     return b"".join(pieces)

@@ -18,6 +18,8 @@ from core.store.contract import (
     ObjectExistsError,
     ObjectInfo,
     ObjectMissingError,
+    ObjectShortError,
+    StoreClosedError,
     StoreSpace,
 )
 from core.store.keys import check_key, check_prefix
@@ -60,7 +62,7 @@ class MemoryStore:
         """Give a slice, never a short one."""
         data = self.get(key)
         if offset < 0 or length < 0 or offset + length > len(data):
-            raise StoreError(f"{self.url}: {key!r} has {len(data)} bytes, not {length} at {offset}")
+            raise ObjectShortError(f"{self.url}: {key!r} has {len(data)} bytes, not {length} at {offset}")
         return data[offset : offset + length]
 
     def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
@@ -108,7 +110,7 @@ class MemoryStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreError(f"{self.url}: the store is closed")
+            raise StoreClosedError(f"{self.url}: the store is closed")
 
 
 class _GrowingBytes:

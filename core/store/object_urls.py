@@ -99,6 +99,8 @@ def _gs_settings(
         settings["base_url"] = _check_endpoint(endpoint)
     if account := environment.get("GOOGLE_APPLICATION_CREDENTIALS"):
         settings["application_credentials"] = account
+    if token := environment.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
+        settings["bearer_token"] = token
     return endpoint
 
 

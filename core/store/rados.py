@@ -30,6 +30,8 @@ from core.store.contract import (
     ObjectExistsError,
     ObjectInfo,
     ObjectMissingError,
+    ObjectShortError,
+    StoreClosedError,
     StoreSpace,
 )
 from core.store.keys import check_key, check_prefix
@@ -192,14 +194,14 @@ class RadosStore:
 
     def _exactly(self, key: str, data: bytes, length: int) -> bytes:
         if len(data) != length:
-            raise StoreError(f"{self.url}: {key!r} gave {len(data)} bytes where {length} were asked for")
+            raise ObjectShortError(f"{self.url}: {key!r} gave {len(data)} bytes where {length} were asked for")
         return data
 
     def _open(self) -> Any:
         if self._io is None:
             with self._lock:
                 if self._closed:
-                    raise StoreError(f"{self.url}: the store is closed")
+                    raise StoreClosedError(f"{self.url}: the store is closed")
                 if self._io is None:
                     self._connect()
         return self._io
@@ -245,7 +247,7 @@ class RadosStore:
             raise
         except Exception as cause:
             if self._closed:
-                raise StoreError(f"{self.url}: the store is closed") from cause
+                raise StoreClosedError(f"{self.url}: the store is closed") from cause
             raise self._error(operation, key, cause) from cause
 
     def _error(self, operation: str, key: str, cause: Exception) -> StoreError:

@@ -25,7 +25,9 @@ from core.store.contract import (
     ObjectExistsError,
     ObjectInfo,
     ObjectMissingError,
+    ObjectShortError,
     Store,
+    StoreClosedError,
     StoreSpace,
 )
 
@@ -37,9 +39,11 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (OutOfSpaceError, "out_of_space"),
     (AccessRefusedError, "refused"),
     (StoreTimeoutError, "timeout"),
+    (ObjectShortError, "short"),
     (UsageError, "usage"),
 )
-_FINAL = (ObjectMissingError, ObjectExistsError, OutOfSpaceError, AccessRefusedError)
+_SHORT_ATTEMPTS: Final = 2  # an answer may be cut short on its way; an object that is short stays so
+_FINAL = (ObjectMissingError, ObjectExistsError, OutOfSpaceError, AccessRefusedError, StoreClosedError)
 
 
 class StoreObserver(Protocol):
@@ -167,6 +171,8 @@ class RetryingStore:
             return self._policy.backoff_s(state.attempt_number)
 
         def is_enough(state: tenacity.RetryCallState) -> bool:
+            if isinstance(_failure(state), ObjectShortError) and state.attempt_number >= _SHORT_ATTEMPTS:
+                return True
             return not self._policy.may_go_on(started, state.attempt_number, state.upcoming_sleep)
 
         return tenacity.Retrying(
@@ -176,6 +182,10 @@ class RetryingStore:
             sleep=self._policy.sleep,
             reraise=True,
         )(observed)
+
+
+def _failure(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
 
 
 def _may_pass(error: BaseException) -> bool:
