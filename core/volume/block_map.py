@@ -1,8 +1,8 @@
 """The block map: block number → place, in pages of 1024 packed entries (docs/format.md, "Map entry").
 
 Owns the pages in memory, which of them differ from the last checkpoint, and the live-block count of every segment.
-The caller holds the image's lock around every call but `get` and `entries`; nothing here blocks or does I/O. Pages that stand in the checkpoint
-and not in memory are named by `missing`; the caller loads them without the lock and hands them to `install`.
+The caller holds the image's lock around every call but `get` and `entries`; nothing here blocks or does I/O. Pages that
+stand in the checkpoint and not in memory are named by `missing`; the caller loads them without the lock for `install`.
 
 1. `live[s]` is the number of entries, in memory or in the checkpoint, that point into segment `s`.
 2. A page that is dirty or pinned by a running checkpoint is never evicted.
@@ -181,11 +181,11 @@ class BlockMap:
         live = self.live
         first, last = int(entries[0]), int(entries[-1])
         count = len(entries)
-        if first and last - first == count - 1 and first >> POSITION_BITS == last >> POSITION_BITS:
-            # One run written in one piece, the common case of overwriting a file: skip the sort of numpy.unique.
-            if bool((np.diff(entries) == 1).all()):
-                live[first >> POSITION_BITS] -= count
-                return count
+        one_run = first and last - first == count - 1 and first >> POSITION_BITS == last >> POSITION_BITS
+        if one_run and bool((np.diff(entries) == 1).all()):
+            # Written in one piece, the common case of overwriting a file: skip the sort of numpy.unique.
+            live[first >> POSITION_BITS] -= count
+            return count
         mapped = entries[entries != 0]
         if len(mapped):
             sequences, counts = np.unique(mapped >> _POSITION_BITS, return_counts=True)

@@ -3,7 +3,8 @@
 Runs on the housekeeping thread (and on the closing one); `_turn` lets one checkpoint run at a time. The image's lock is held only
 while the state is captured.
 
-3. *Place before pointer.* Captured at a segment's end; pages are put after every segment up to there is an object, the root after the pages.
+3. *Place before pointer.* Captured at a segment's end; pages are put when every segment up to there is an object, the root when
+   they are.
 """
 
 import threading
@@ -128,7 +129,8 @@ class Checkpointer:
         written = self._pages.write_pages(self._writer.reign, self._world, capture.generation, pages)
         table = state.pages.merged(written.places)
         with self._lock:
-            stored = {sequence: size for sequence, size in state.stored.items() if sequence <= capture.generation}
+            published = dict(state.stored)  # copied in one step: segments are published without this lock
+            stored = {sequence: size for sequence, size in published.items() if sequence <= capture.generation}
             condemned = collector.condemn(capture.live, state.condemned, capture.generation)
         root = Root(
             generation=capture.generation,

@@ -27,6 +27,7 @@ from core.volume.owner_lock import OwnerLock, ReaderLease
 from core.volume.page_store import PageStore
 from core.volume.read_ahead import ReadAhead
 from core.volume.replay import VolumeState
+from core.volume.resize_requests import ResizeRequests
 from core.volume.zeros import is_zero, nonzero_runs
 from core.world import World
 
@@ -64,6 +65,7 @@ class Image:
         checkpointer: Checkpointer | None,
         claim: OwnerLock | ReaderLease,
         follow: Callable[[VolumeState], VolumeState] | None,
+        resize_requests: ResizeRequests,
         read_ahead: bool,
         world: World,
     ) -> None:
@@ -79,6 +81,7 @@ class Image:
         self._lock = lock
         self._claim = claim
         self._follow = follow
+        self._resize_requests = resize_requests
         self._world = world
         self._read_ahead = ReadAhead(self._fetch) if read_ahead else None
         self._closing = threading.Event()
@@ -421,8 +424,21 @@ class Image:
     def _beat(self) -> None:
         if isinstance(self._claim, ReaderLease):
             self._claim.beat(self._state.generation)
-        elif not self.fenced and not self._claim.renew() and self.checkpointer is not None:
-            self.checkpointer.check_reign()  # somebody else's lock: learn now, not at the next flush, whether we were cut off
+        elif not self.fenced:
+            if not self._claim.renew() and self.checkpointer is not None:
+                self.checkpointer.check_reign()  # somebody else's lock: learn now, not at the next flush, if we were cut off
+            self._answer_resize_request()
+
+    def _answer_resize_request(self) -> None:
+        request = self._resize_requests.pending()
+        if request is None:
+            return
+        refusal = ""
+        try:
+            self.resize(request.size_bytes, allow_shrink=request.allow_shrink)
+        except UsageError as error:
+            refusal = str(error)
+        self._resize_requests.answer(request, refusal)
 
     def _tidy(self, writer: LogWriter) -> None:
         if writer.is_idle():

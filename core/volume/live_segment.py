@@ -88,8 +88,9 @@ class LiveSegment:
 
     @property
     def room_blocks(self) -> int:
-        """Blocks that still fit; 0 also when the frames are used up."""
-        return limits.SEGMENT_BLOCKS - self.used_blocks if len(self._bases) < limits.SEGMENT_FRAMES - 1 else 0
+        """Blocks that still fit; 0 also when the frames are used up: one write may need one more than its blocks fill."""
+        frames = limits.SEGMENT_FRAMES - 1 - len(self._bases)
+        return max(0, min(limits.SEGMENT_BLOCKS - self.used_blocks, (frames - 1) * BLOCKS_PER_FRAME))
 
     @property
     def is_empty(self) -> bool:
@@ -237,7 +238,7 @@ class LiveSegment:
         """Add index and footer to a closed segment whose frames are all sealed, and let go of the raw blocks."""
         self.wait_appended(len(self._bases))
         with self._order:
-            if not self.ended.is_set():
+            if not self.size_bytes:  # an append that failed is tried again with the same end, which stands in line once
                 end = self._table.end
                 payload = pack_index(self._table.table(), previous_digest)
                 sealed, footer, self.digest = seal_end(self._keys, self._packed_header, self.aead, payload, end)
@@ -266,7 +267,8 @@ class LiveSegment:
         raw = self._raw
         if raw is None:
             return None
-        base = (self._bases[frame] if frame < len(self._bases) else self._frame_base) + slot
+        filled_from = self._frame_base  # before the look at `_bases`: a writer may end this very frame between the two
+        base = (self._bases[frame] if frame < len(self._bases) else filled_from) + slot
         return raw[base * BLOCK_BYTES : (base + count) * BLOCK_BYTES]
 
     def frame_bytes(self, number: int) -> bytes:

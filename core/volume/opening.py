@@ -20,6 +20,7 @@ from core.volume.owner_lock import OwnerLock, ReaderLease, is_alive, process_sta
 from core.volume.page_store import PageStore
 from core.volume.recovery import check_journal, find_unpublished, take_over
 from core.volume.replay import VolumeState, apply_frames, follow_log, load_state
+from core.volume.resize_requests import ResizeRequests
 from core.world import World
 
 
@@ -114,6 +115,7 @@ class _Opening:
             checkpointer=checkpointer,
             claim=owner,
             follow=None,
+            resize_requests=ResizeRequests(self._store, self._names.prefix, self._keys, self._world),
             read_ahead=not isinstance(self._store, Appendable),
             world=self._world,
         )
@@ -153,6 +155,7 @@ class _Opening:
             checkpointer=None,
             claim=lease,
             follow=self._follow,
+            resize_requests=ResizeRequests(self._store, self._names.prefix, self._keys, self._world),
             read_ahead=not isinstance(self._store, Appendable),
             world=self._world,
         )

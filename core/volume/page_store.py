@@ -25,6 +25,7 @@ from core.format.checkpoint import (
 from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
 from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
 from core.store.contract import ObjectMissingError, Store
+from core.units import BLOCK_BYTES
 from core.volume.log_writer import Reign, new_header
 from core.volume.names import VolumeNames
 from core.world import World
@@ -67,6 +68,8 @@ class PageStore:
         end = wanted.offset + wanted.length
         for neighbour in table.between(page + 1, page + 64):
             place = table.place(neighbour)
+            if neighbour * limits.PAGE_ENTRIES * BLOCK_BYTES >= size_bytes:
+                break  # cut off by a resize since that checkpoint
             if place.pack != wanted.pack or place.offset != end or end - wanted.offset > _NEIGHBOUR_BYTES:
                 break
             run.append((neighbour, place))
