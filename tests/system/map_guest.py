@@ -30,7 +30,7 @@ SITE_PACKAGES = Path(sys.prefix) / "lib" / f"python{sys.version_info.major}.{sys
 NBDKIT_LIBRARY = Path("/usr/lib/x86_64-linux-gnu/nbdkit")
 STANDARD_LIBRARY = Path(os.__file__).resolve().parent
 TOOLS = (
-    "busybox", "nbdkit", "mke2fs", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "fsfreeze", "python3",
+    "busybox", "nbdkit", "mke2fs", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "nbd-client", "python3",
 )  # fmt: skip
 NBDKIT_PARTS = ("plugins/nbdkit-python-plugin.so", "plugins/nbdkit-memory-plugin.so", "plugins/nbdkit-file-plugin.so")
 MODULES = ("virtio_pci", "virtio_blk", "nbd", "xfs")
@@ -110,11 +110,12 @@ def run_in_guest(
     )
 
 
-def make_pool_disk(path: Path, size_bytes: int) -> Path:
-    """Make the ext4 image that the guest mounts at /pool and the host looks into afterwards."""
+def make_pool_disk(path: Path, size_bytes: int, content: Path | None = None) -> Path:
+    """Make the ext4 image that the guest mounts at /pool and the host looks into afterwards; it begins with `content`."""
     path.touch()
     os.truncate(path, size_bytes)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", str(path)], check=True)
+    filled = [] if content is None else ["-d", str(content)]
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", *filled, str(path)], check=True)
     return path
 
 
