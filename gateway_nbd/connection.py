@@ -9,9 +9,9 @@ hold no more than the call and the translation of its error.
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
-from core.errors import errno_of
+from core.errors import BlockyardError, errno_of
 from gateway_nbd import limits
 
 MAY_TRIM: Final = 1
@@ -106,8 +106,7 @@ class Connection:
         try:
             self._read_into(offset, buffer)
         except Exception as error:
-            self._set_error(wire_errno(error))
-            raise
+            self._fail(error)
 
     def pwrite(self, buffer: memoryview, offset: int, flags: int) -> None:
         try:
@@ -116,22 +115,19 @@ class Connection:
             else:
                 self._write(offset, buffer)
         except Exception as error:
-            self._set_error(wire_errno(error))
-            raise
+            self._fail(error)
 
     def flush(self, flags: int) -> None:  # noqa: ARG002  # NBD gives flushes no flags
         try:
             self._flush()
         except Exception as error:
-            self._set_error(wire_errno(error))
-            raise
+            self._fail(error)
 
     def trim(self, count: int, offset: int, flags: int) -> None:
         try:
             self._trim(offset, count, fua=flags & FUA != 0)
         except Exception as error:
-            self._set_error(wire_errno(error))
-            raise
+            self._fail(error)
 
     def zero(self, count: int, offset: int, flags: int) -> None:
         """Make the range read as zeros. Always fast (whole blocks become holes), so FAST_ZERO is never refused.
@@ -142,8 +138,7 @@ class Connection:
         try:
             self._zero(offset, count, fua=flags & FUA != 0)
         except Exception as error:
-            self._set_error(wire_errno(error))
-            raise
+            self._fail(error)
 
     def extents(self, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
         """Tell data from holes, from `offset` on; one extent when the client wants one, never more than the bound."""
@@ -155,9 +150,19 @@ class Connection:
                 if len(answer) == wanted:
                     break
         except Exception as error:
-            self._set_error(wire_errno(error))
-            raise
+            self._fail(error)
         return answer
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Tell the client the errno, and nbdkit's log the sentence.
+
+        An error that was foreseen goes without its traceback. One that a stopped writer raises again and again would else grow
+        by every request.
+        """
+        self._set_error(wire_errno(error))
+        if isinstance(error, BlockyardError):
+            raise error.with_traceback(None) from None
+        raise error
 
     def get_size(self) -> int:
         """Give the size as it is now; an image that grew shows it to every later connection."""

@@ -127,6 +127,8 @@ class Gateway:
             )
         except Exception as error:
             self._host.set_error(wire_errno(error))
+            if isinstance(error, BlockyardError):
+                raise error.with_traceback(None) from None
             raise
 
     def close(self, connection: Connection) -> None:
