@@ -106,7 +106,7 @@ def create_pool(
     crash never leaves a pool that nothing opens. AlreadyExistsError where a pool is; the store is probed for put-if-absent first.
     """
     _refuse_existing(store)
-    probe_put_if_absent(store)
+    probe_put_if_absent(store, world.random_bytes)
     keys = _draw_keys(world)
     slot_id = new_slot_id(world)
     if isinstance(opener, Passphrase):

@@ -15,9 +15,9 @@ from core.world import World
 CHEAP = Argon2Cost(memory_kib=64, iterations=1, lanes=1)
 
 
-def counting_bytes() -> Callable[[int], bytes]:
-    """Give a source of bytes that never repeats and is the same in every run."""
-    calls = 0
+def counting_bytes(start: int = 0) -> Callable[[int], bytes]:
+    """Give a source of bytes that never repeats and is the same in every run; sources far apart share nothing."""
+    calls = start
 
     def draw(length: int) -> bytes:
         nonlocal calls

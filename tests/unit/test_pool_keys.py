@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from pool_world import CHEAP, Made, driven_world, make_pool, passphrase
+from pool_world import CHEAP, Made, counting_bytes, driven_world, make_pool, passphrase
 
 from core import limits
 from core.crypto.aead import Algorithm
@@ -14,7 +14,6 @@ from core.errors import (
     NotFoundError,
     ReadOnlyError,
     UsageError,
-    WorldError,
 )
 from core.format.record import RecordKind, seal_record
 from core.pool.description import description_key
@@ -61,7 +60,7 @@ def test_a_store_that_lies_about_put_if_absent_is_refused() -> None:
             self.overwrite(key, data)
 
     saved: list[KeyFile] = []
-    with pytest.raises(WorldError):
+    with pytest.raises(UsageError, match="put-if-absent"):
         create_pool(LyingStore(), saved.append, driven_world())
     assert not saved, "no key file is left for a pool that was not made"
 
@@ -81,13 +80,13 @@ def test_a_wrong_key_is_refused_with_a_plain_sentence(made: Made) -> None:
 
 
 def test_a_key_file_of_another_pool_is_refused(made: Made) -> None:
-    other = make_pool(dataclasses.replace(driven_world(), random_bytes=lambda length: b"o" * length))
+    other = make_pool(dataclasses.replace(driven_world(), random_bytes=counting_bytes(10_000)))
     with pytest.raises(KeyRefusedError, match="another pool"):
         made.again(other.key_file)
 
 
 def test_a_slot_of_another_pool_under_our_key_is_refused(made: Made) -> None:
-    other = make_pool(dataclasses.replace(driven_world(), random_bytes=lambda length: b"o" * length))
+    other = make_pool(dataclasses.replace(driven_world(), random_bytes=counting_bytes(10_000)))
     made.store.overwrite(slot_key(made.key_file.slot_id), other.store.get(slot_key(other.key_file.slot_id)))
     with pytest.raises(KeyRefusedError):
         made.again(made.key_file)
