@@ -108,7 +108,10 @@ class GrowingDiskFile:
             self._directories.ensure(os.path.dirname(target))  # noqa: PTH120
             try:
                 self._disk.link(self._path, target)
-            except FileExistsError as cause:
+            except (FileExistsError, FileNotFoundError) as cause:
+                # Not found: the next writer removed our growing name. Then its barrier stands at the key.
+                if isinstance(cause, FileNotFoundError) and not os.path.exists(target):  # noqa: PTH110
+                    raise
                 if not os.path.samestat(os.stat(target), os.fstat(self._fd)):  # noqa: PTH116
                     raise ObjectExistsError(f"{self._url}: publish of {key!r}: another object is there") from cause
             self._disk.fsync_directory(os.path.dirname(target))  # noqa: PTH120

@@ -122,7 +122,7 @@ class RetryingStore:
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Yield in order; each step between two objects has its own deadline (invariant 3)."""
-        return self._listed(self._store.list(prefix, after), prefix, after)
+        return self._listed(prefix, after)
 
     def space(self) -> StoreSpace:
         """Report the medium's room."""
@@ -132,9 +132,9 @@ class RetryingStore:
         """Close the wrapped store."""
         self._store.close()
 
-    def _listed(self, source: Iterator[ObjectInfo], prefix: str, after: str) -> Iterator[ObjectInfo]:
+    def _listed(self, prefix: str, after: str) -> Iterator[ObjectInfo]:
         position = after
-        current: Iterator[ObjectInfo] | None = source
+        current: Iterator[ObjectInfo] | None = None
 
         def step() -> ObjectInfo | None:
             nonlocal current
