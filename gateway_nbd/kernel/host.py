@@ -25,7 +25,8 @@ def open_netlink(image: str) -> NbdNetlink:
     except NoNbdDriverError:
         raise NoNbdDriverError(
             "this kernel has no nbd driver (no generic netlink family 'nbd', also after `modprobe nbd`), "
-            f"so {image} cannot become /dev/nbdN here; nbdfuse and qemu-nbd are other ways to use it"
+            f"or this is a container without the host's network, so {image} cannot become /dev/nbdN here; "
+            "nbdfuse and qemu-nbd are other ways to use it"
         ) from None
 
 
@@ -37,7 +38,8 @@ def without_driver(image: str) -> str:
     return f"""Without the driver, serve the image on a socket:
   blockyard nbd {target} --socket {socket}
 and use it as a file through FUSE, which a loop device can mount:
-  mkdir -p /tmp/image && nbdfuse /tmp/image '{uri}' &
+  mkdir -p /tmp/image
+  nbdfuse /tmp/image '{uri}' &
   mount -o loop /tmp/image/nbd /mnt
 or as the disk of a virtual machine, or copied:
   qemu-system-x86_64 -drive 'file={uri},format=raw,if=virtio'

@@ -4,7 +4,6 @@ import errno
 import socket
 import struct
 
-import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from core.errors import UsageError, WorldError
@@ -97,8 +96,3 @@ def test_any_other_refusal_names_the_kernels_reason():
     error = netlink.translated(NetlinkError(errno.EINVAL), "connecting")
     assert isinstance(error, WorldError)
     assert "Invalid argument" in str(error)
-
-
-def test_a_kernel_without_the_driver_is_told_apart():
-    with pytest.raises(netlink.NoNbdDriverError):
-        netlink.NbdNetlink()

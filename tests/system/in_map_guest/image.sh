@@ -15,7 +15,7 @@ export BLOCKYARD_KEY_FILE=/pool/key
 image=file:///pool/p/disk
 device=$(blockyard map "$image" --timeout 10)
 say "mapped at $device"
-mkfs.xfs -q -l size=16m "$device"
+mkfs.xfs -q "$device"
 mount "$device" /mnt
 say mounted
 write_files calm 2
