@@ -75,6 +75,25 @@ class Compressor:
             packed = lz4.block.compress(data, store_size=False)
         return (codec, packed) if len(packed) < len(data) else (Codec.NONE, data)
 
+    def pack_many(self, frames: list[Buffer]) -> list[tuple[Codec, Buffer]]:
+        """Compress several frames, none empty, in one call that lets other threads run throughout.
+
+        One by one, each frame takes the interpreter's lock away from whoever answers requests, and gives it back (bench nbd,
+        rand-write-16).
+        """
+        if self._compression.codec is not Codec.ZSTD or len(frames) < 2:
+            return [self.pack(frame) for frame in frames]
+        try:
+            context = self._free.pop()
+        except IndexError:
+            context = zstandard.ZstdCompressor(level=self._compression.level)
+        packed = context.multi_compress_to_buffer(frames, threads=1)
+        self._free.append(context)
+        return [
+            (Codec.ZSTD, packed[at].tobytes()) if len(packed[at]) < len(frame) else (Codec.NONE, frame)
+            for at, frame in enumerate(frames)
+        ]
+
 
 _unpackers: deque[zstandard.ZstdDecompressor] = deque()
 

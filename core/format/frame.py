@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from core import limits
 from core.crypto.aead import TAG_BYTES, Aead, Buffer, InvalidTag
 from core.errors import IntegrityError
-from core.format.compression import Codec, Compressor, unpack
+from core.format.compression import Codec, unpack
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME, FRAME_BYTES
 
 FRAME_HEADER: Final = struct.Struct("<IIBBHI")
@@ -80,13 +80,9 @@ class OpenFrame(NamedTuple):
 
 
 def seal_frame(
-    aead: Aead, compressor: Compressor, number: int, records: bytes, blocks: Buffer
+    aead: Aead, number: int, records: bytes, count: int, codec: Codec, packed: bytes
 ) -> tuple[bytes, bytes, OpenFrame]:
-    """Seal one frame: packed records and whole blocks become its header and its body; its open form is for a cache."""
-    count = len(blocks) // BLOCK_BYTES
-    codec, packed = compressor.pack(blocks) if count else (Codec.NONE, b"")
-    if codec is Codec.NONE:
-        packed = bytes(packed)
+    """Seal one frame of `count` packed blocks: give its header and its body, and its open form for a cache."""
     plaintext = b"".join((records, packed))
     header = FRAME_HEADER.pack(number, len(plaintext) + TAG_BYTES, codec, count, len(records) // RECORD_BYTES, 0)
     return header, aead.seal(number, plaintext, header), OpenFrame(codec, count, records, packed)

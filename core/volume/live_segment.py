@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import StoreError, WorldError
-from core.format.compression import Compressor
+from core.format.compression import Codec, Compressor
 from core.format.envelope import seal_end
 from core.format.frame import RECORD_BYTES, OpenFrame, RecordKind, pack_record, seal_frame
 from core.format.header import Header, object_aead
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _RECORDS_BYTES: Final = limits.FRAME_RECORDS * RECORD_BYTES
 _ORDER_WAIT_S: Final = 60.0
+_SEAL_FRAMES: Final = 32
+"""Frames compressed in one call."""
 
 
 class LiveSegment:
@@ -163,21 +165,27 @@ class LiveSegment:
 
     def seal(self, frames: range, compressor: Compressor) -> None:
         """Seal the claimed frames and append what is in order now."""
+        for start in range(frames.start, frames.stop, _SEAL_FRAMES):
+            self._seal_some(range(start, min(start + _SEAL_FRAMES, frames.stop)), compressor)
+            self.append_ready()
+
+    def _seal_some(self, frames: range, compressor: Compressor) -> None:
         raw = self._raw
+        assert raw is not None, "raw blocks stay until every frame is sealed"
+        with_blocks = [number for number in frames if self._blocks[number]]
+        datas: list[Buffer] = []
+        for number in with_blocks:
+            start = self._bases[number] * BLOCK_BYTES
+            datas.append(raw[start : start + self._blocks[number] * BLOCK_BYTES])
+        packed = dict(zip(with_blocks, compressor.pack_many(datas), strict=True))
         first_key = self.sequence << (POSITION_BITS - SLOT_BITS)
         for number in frames:
-            base, blocks = self._bases[number], self._blocks[number]
-            records = self._records[number]
-            data: Buffer = b""
-            if blocks:
-                assert raw is not None, "raw blocks stay until every frame is sealed"
-                data = raw[base * BLOCK_BYTES : (base + blocks) * BLOCK_BYTES]
-            header, body, frame = seal_frame(self.aead, compressor, number, records, data)
+            codec, data = packed.get(number, (Codec.NONE, b""))
+            count, records = self._blocks[number], self._records[number]
+            header, body, frame = seal_frame(self.aead, number, records, count, codec, bytes(data))
             self._sealed[number] = (header, body)
-            if blocks:
+            if count:
                 self._on_frame(first_key + number, frame)
-        if frames:
-            self.append_ready()
 
     def append_ready(self) -> int:
         """Append, in order, the frames that are sealed; give how many stand in the file now. May raise OutOfSpaceError."""

@@ -128,6 +128,8 @@ class LogWriter:
         self._durable = 0
         self._flushing = False
         self._closing = threading.Event()
+        self._attempts_failed = 0
+        self._try_again = threading.Event()
         self._to_seal: queue.SimpleQueue[tuple[LiveSegment, range] | None] = queue.SimpleQueue()
         self._to_publish: queue.SimpleQueue[tuple[LiveSegment, LiveSegment | None] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._seal_loop, daemon=True) for _ in range(limits.SEAL_THREADS)]
@@ -239,12 +241,14 @@ class LogWriter:
                 cut = segment.frames_cut
                 frames = segment.claim()
             before = self._last_closed
+        if segment is not None and cut:
+            # First of all: frames that were claimed are sealed by whoever claimed them, or by nobody.
+            segment.seal(frames, self._compressor)
+            self.counters.frames_sealed += len(frames)
         if before is not None:
             self.wait_published(before.sequence)
         if segment is None or not cut:
             return target
-        segment.seal(frames, self._compressor)
-        self.counters.frames_sealed += len(frames)
         segment.wait_appended(cut)
         try:
             segment.sync()
@@ -278,7 +282,7 @@ class LogWriter:
             segment, previous, frames = job
             segment.seal(frames, self._compressor)
             self.counters.frames_sealed += len(frames)
-            self._try_publish(segment, previous)
+            self._try_publish(segment, previous, once=True)
         if last is not None:
             self.wait_published(last.sequence)
         return target
@@ -291,10 +295,13 @@ class LogWriter:
     def _wait(self, done: Callable[[], bool]) -> None:
         deadline = self._world.monotonic() + limits.DURABLE_WAIT_S
         with self._state:
+            failed_before = self._attempts_failed
+            self._try_again.set()  # what the store said last may be over: ask it once more before anybody is told
             while not done():
                 if self.failure is not None:
                     raise self.failure
-                if isinstance(self.trouble, OutOfSpaceError) or self._closing.is_set():
+                no_room = isinstance(self.trouble, OutOfSpaceError) and self._attempts_failed > failed_before
+                if no_room or self._closing.is_set():
                     raise self.trouble or StoreTimeoutError(
                         "the image is being closed and its last writes are not durable"
                     )
@@ -322,8 +329,11 @@ class LogWriter:
         while (job := self._to_publish.get()) is not None:
             self._try_publish(*job)
 
-    def _try_publish(self, segment: LiveSegment, previous: LiveSegment | None) -> None:
-        """Publish one closed segment, again and again until it is an object, another writer is, or we are closed."""
+    def _try_publish(self, segment: LiveSegment, previous: LiveSegment | None, *, once: bool = False) -> None:
+        """Publish one closed segment, again and again until it is an object, another writer is, or we are closed.
+
+        `once` leaves the second attempt and all after it to the publishing threads: a flush waits no longer than it may.
+        """
         delay_s = _RETRY_FIRST_S
         while self.failure is None and not self._closing.is_set():
             try:
@@ -340,7 +350,12 @@ class LogWriter:
                 self._fail(self._fenced(segment.sequence))
             except StoreError as error:
                 self._note_trouble(error)
-                self._closing.wait(delay_s)
+                if once:
+                    self._to_publish.put((segment, previous))
+                    return
+                self._try_again.wait(delay_s)
+                if not self._closing.is_set():
+                    self._try_again.clear()
                 delay_s = min(delay_s * 2, _RETRY_MOST_S)
             except BlockyardError as error:
                 self._fail(error)
@@ -361,6 +376,7 @@ class LogWriter:
     def _note_trouble(self, error: BlockyardError) -> None:
         with self._state:
             self.trouble = error
+            self._attempts_failed += 1
             self._state.notify_all()
 
     def _fenced(self, sequence: int) -> FencedError:
@@ -391,6 +407,7 @@ class LogWriter:
     def close(self) -> None:
         """Stop the threads. What was not flushed before is lost, as in a crash; flush first."""
         self._closing.set()
+        self._try_again.set()
         with self._state:
             self._state.notify_all()
         for _ in range(limits.SEAL_THREADS):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core import limits
 from core.crypto.volume import VolumeKeys
-from core.errors import LockedError, StoreError
+from core.errors import IntegrityError, LockedError, StoreError
 from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
 from core.store.contract import ObjectMissingError, Store
 from core.volume.names import VolumeNames
@@ -76,8 +76,8 @@ class OwnerLock:
 
     def acquire(self, *, force: bool) -> None:
         """Write our record, or raise LockedError naming a living owner; `force` writes it all the same."""
-        owner = self.read()
-        if owner is not None and not force and is_alive(owner, self._world, process_start(owner.pid)):
+        owner = None if force else self.read()
+        if owner is not None and is_alive(owner, self._world, process_start(owner.pid)):
             raise LockedError(
                 f"image {self._image} is open for writing by {owner.describe()}. Stop it first, open read-only, or use force=true, "
                 "which cuts that writer off"
@@ -105,8 +105,11 @@ class OwnerLock:
         return True
 
     def is_ours(self) -> bool:
-        """Say whether the record on store is still this opening's."""
-        owner = self.read()
+        """Say whether the record on store is still this opening's. One that nobody can read is ours to mend or remove."""
+        try:
+            owner = self.read()
+        except IntegrityError:
+            return True
         return owner is not None and owner.nonce == self._nonce
 
     def release(self) -> None:
@@ -151,7 +154,11 @@ def leased_generations(store: Store, names: VolumeNames, keys: VolumeKeys, world
             data = store.get(info.key)
         except ObjectMissingError:
             continue
-        fields = open_record(record_keys, RecordKind.LEASE, info.key, data)
+        try:
+            fields = open_record(record_keys, RecordKind.LEASE, info.key, data)
+        except IntegrityError:
+            pinned.append(0)  # somebody's lease that says nothing: whoever it is may need everything
+            continue
         age_s = world.now() - fields.integer("heartbeat_ms") / 1000
         if age_s < limits.LOCK_LEASE_S:
             pinned.append(fields.integer("generation"))

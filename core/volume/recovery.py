@@ -100,6 +100,7 @@ def find_unpublished(
         file = area.open_growing(names.open_area, name)
         found = scan_growing(keys, epoch, sequence, file, f"{names.open_area}/{name}")
         if found is None:
+            file.close()
             return
         yield found
         if not found.closed:
@@ -225,10 +226,21 @@ def take_over(
             found.file.close()
     log.finish()
     for area in areas:
-        for name in area.list_growing(names.open_area):
-            area.open_growing(names.open_area, name).discard()
+        _discard_older(area, names, reign.epoch)
     _delete_strays(store, names, barrier)
     return state, Reign(reign.epoch, reign.nonce, Sequence(state.next_sequence), state.log_digest)
+
+
+def _discard_older(area: Appendable, names: VolumeNames, epoch: int) -> None:
+    """Discard the growing files of older epochs. A newer writer's are not ours, should it have cut us off meanwhile."""
+    for name in area.list_growing(names.open_area):
+        place = parse_growing_name(name)
+        if place is not None and place[0] < epoch:
+            file = area.open_growing(names.open_area, name)
+            try:
+                file.discard()
+            finally:
+                file.close()
 
 
 def _delete_strays(store: Store, names: VolumeNames, barrier: int) -> None:

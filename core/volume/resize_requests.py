@@ -10,6 +10,7 @@ from typing import Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError
 from core.format.record import RecordFields, RecordKind, volume_record_keys
 from core.pool.records import RecordStore
 from core.store.contract import Store
@@ -45,11 +46,17 @@ class ResizeRequests:
         return request
 
     def pending(self) -> ResizeRequest | None:
-        """Give the request that waits for an answer, None if there is none or it is older than a lock's lease."""
-        fields = self._records.find(RecordKind.RESIZE, self._key)
-        if fields is None or fields.has("answer"):
+        """Give the request that waits for an answer, None if there is none or it is older than a lock's lease.
+
+        A record that no writer of the pool signed is no request: it must not stop a writer that is well.
+        """
+        try:
+            fields = self._records.find(RecordKind.RESIZE, self._key)
+            if fields is None or fields.has("answer"):
+                return None
+            request = _read(fields)
+        except IntegrityError:
             return None
-        request = _read(fields)
         fresh = abs(self._world.now() - request.asked) <= limits.LOCK_LEASE_S
         return request if fresh and request.nonce != self._answered else None
 

@@ -16,15 +16,14 @@ from typing import BinaryIO, Final, Protocol
 from core import limits
 from core.errors import AlreadyExistsError, OutOfSpaceError, UsageError, WorldError
 from core.pool.pool import Pool
-from core.store.contract import Buffer
 from core.units import BLOCK_BYTES, GIB, MIB
 from core.volume.image import Image
 from core.volume.images import check_size, create_image, open_image, rename_image
 from core.volume.options import ImageOptions
 from core.volume.removal import remove_image
+from core.volume.zeros import nonzero_runs
 
 CHUNK_BYTES: Final = MIB
-_ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _ZERO_CHUNK: Final = bytes(CHUNK_BYTES)
 
 Progress = Callable[[int, int | None], None]
@@ -78,7 +77,7 @@ def export_file(image: Image, target: Path, progress: Progress, *, overwrite: bo
     with written_aside(target, overwrite=overwrite) as aside, aside.open("r+b") as file:
         file.truncate(image.size_bytes)
         for offset, data in _read_image(image, progress):
-            for start, end in nonzero_runs(data):
+            for start, end in data_runs(data):
                 file.seek(offset + start)
                 file.write(data[start:end])
         file.flush()
@@ -113,28 +112,22 @@ def data_ranges(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
         offset = max(end, offset + 1)
 
 
-def nonzero_runs(data: Buffer) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the runs of blocks in `data` that are not all zeros."""
-    if data == _ZERO_CHUNK[: len(data)]:
-        return
+def data_runs(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the runs of blocks in `data` that are not all zeros; the last block may be cut short."""
     view = memoryview(data)
-    begun: int | None = None
-    for start in range(0, len(view), BLOCK_BYTES):
-        block = view[start : start + BLOCK_BYTES]
-        if block == _ZERO_BLOCK[: len(block)]:
-            if begun is not None:
-                yield begun, start
-            begun = None
-        elif begun is None:
-            begun = start
-    if begun is not None:
-        yield begun, len(view)
+    whole = len(view) // BLOCK_BYTES
+    if whole:
+        for block, count, zero in nonzero_runs(view[: whole * BLOCK_BYTES]):
+            if not zero:
+                yield block * BLOCK_BYTES, (block + count) * BLOCK_BYTES
+    if any(view[whole * BLOCK_BYTES :]):
+        yield whole * BLOCK_BYTES, len(view)
 
 
 def write_sparsely(image: Image, offset: int, data: bytes) -> None:
     """Write what is not zero into an image that holds zeros there."""
     view = memoryview(data)
-    for start, end in nonzero_runs(data):
+    for start, end in data_runs(view):
         image.write(offset + start, view[start:end])
 
 
