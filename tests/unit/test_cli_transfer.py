@@ -17,11 +17,11 @@ from core.volume.reading import reading
 from core.volume.transfer import (
     CHUNK_BYTES,
     data_ranges,
+    data_runs,
     export_file,
     export_stream,
     import_file,
     import_stream,
-    nonzero_runs,
     written_aside,
 )
 
@@ -48,11 +48,11 @@ def exported(made: Made, name: str) -> bytes:
     st.lists(st.sampled_from([b"\0" * BLOCK_BYTES, b"x" * BLOCK_BYTES, b"\0" * 100 + b"y" + b"\0" * 3995])),
     st.binary(max_size=9),
 )
-def test_nonzero_runs_leave_out_zero_blocks_and_nothing_else(blocks: list[bytes], tail: bytes) -> None:
+def test_data_runs_leave_out_zero_blocks_and_nothing_else(blocks: list[bytes], tail: bytes) -> None:
     data = b"".join(blocks) + tail
     rebuilt = bytearray(len(data))
     covered = 0
-    for start, end in nonzero_runs(data):
+    for start, end in data_runs(data):
         assert start < end
         rebuilt[start:end] = data[start:end]
         covered += end - start

@@ -1,6 +1,8 @@
 """Images of a pool: created, opened, listed, renamed, resized and removed, with crashes in between."""
 
 import dataclasses
+import itertools
+import threading
 
 import pytest
 from pool_world import Clock, Made, driven_world, make_pool
@@ -290,6 +292,30 @@ def test_a_request_that_is_withdrawn_or_old_or_was_answered_before_is_not_applie
     assert both.writing.pending() is None, "a store that plays the request again is not believed"
     both.clock.sleep(limits.LOCK_LEASE_S + 1)
     assert both.end().pending() is None
+
+
+def test_garbage_in_the_place_of_a_request_is_no_request() -> None:
+    both = Requests()
+    both.made.store.overwrite(both.asking._key, b"garbage")
+    assert both.writing.pending() is None
+
+
+@pytest.mark.timeout(30)
+def test_an_image_that_is_open_is_resized_by_its_own_writer() -> None:
+    both = Requests()
+    image = open_image(both.made.pool, "disk", writable=True, options=OPTIONS)
+    pause = threading.Event()
+    beats = itertools.chain([limits.LOCK_HEARTBEAT_S], itertools.repeat(0.001))
+
+    def sleep(_seconds: float) -> None:
+        both.clock.sleep(next(beats))  # the writer's next beat is due at its next tick
+        pause.wait(0.02)
+
+    resize_image(both.made.pool, "disk", 2 * MIB, allow_shrink=False, sleep=sleep)
+    assert image.size_bytes == 2 * MIB
+    image.write(2 * MIB - 4096, b"x" * 4096, fua=True)
+    image.close()
+    assert read(both.made.pool, "disk", 2 * MIB - 1, 1) == b"x"
 
 
 def test_a_reader_cannot_ask_for_another_size() -> None:
