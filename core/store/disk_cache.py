@@ -88,6 +88,10 @@ class DiskCache:
     def delete(self, key: str) -> None:
         """Delete from the store, then from the cache what this process has read of it."""
         self._store.delete(key)
+        self.forget(key)
+
+    def forget(self, key: str) -> None:
+        """Drop what was read of an object: its bytes proved bad, and a cache must not keep that up once the object is mended."""
         with self._lock:
             for name in tuple(self._keys.get(key, ())):
                 self._drop(name)

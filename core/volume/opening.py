@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from core.crypto.volume import VolumeKeys
 from core.store.contract import Appendable, Store
+from core.store.disk_cache import DiskCache
 from core.store.file import FileStore
 from core.volume.checkpointer import Checkpointer
 from core.volume.frame_cache import FrameCache
@@ -64,8 +65,17 @@ class _Opening:
         self._options = options
         self._world = world
         self._live: dict[int, LiveSegment] = {}
-        self._pages = PageStore(store, names, keys)
-        self._reader = FrameReader(store, names, keys, self._live, FrameCache(options.ram_cache_bytes))
+        near = self._near_store()
+        self._pages = PageStore(near, names, keys)
+        self._reader = FrameReader(near, names, keys, self._live, FrameCache(options.ram_cache_bytes))
+
+    def _near_store(self) -> Store:
+        """Give the store with the user's disk cache before its reads, if there is one: a directory of its own for each volume."""
+        options = self._options
+        if options.cache_dir is None:
+            return self._store
+        directory = options.cache_dir / self._keys.pool_id.hex() / self._keys.volume_id.hex()
+        return DiskCache(self._store, directory, options.cache_bytes, self._world.random_bytes)
 
     def for_writing(self, *, force: bool) -> Image:
         journal = FileStore(self._options.journal_dir) if self._options.journal_dir is not None else None
