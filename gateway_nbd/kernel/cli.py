@@ -160,8 +160,14 @@ def _row(state: MappingState, alive: bool) -> dict[str, object]:
         "started": state.started,
         "supervisor_pid": state.supervisor_pid,
         "gateway_pid": state.gateway_pid,
-        "status": "served" if alive else "stale: its supervisor died; map it again or unmap it",
+        "status": _status(state, alive),
     }
+
+
+def _status(state: MappingState, alive: bool) -> str:
+    if not alive:
+        return "stale: its supervisor died; map it again or unmap it"
+    return "served" if state.serving else "waiting for its gateway"
 
 
 def _serve_here(order: "Order") -> None:

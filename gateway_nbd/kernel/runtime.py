@@ -30,10 +30,14 @@ _LOCK: Final = struct.Struct("hhqqi4x")
 
 @dataclass(frozen=True)
 class MappingState:
-    """What is written down about a mapping; `index` is None until the kernel has given a device."""
+    """What is written down about a mapping; `index` is None until the kernel has given a device.
+
+    It is written whenever a gateway starts and whenever one serves, so that a gateway never runs unknown.
+    """
 
     image: str
     index: int | None
+    serving: bool
     supervisor_pid: int
     gateway_pid: int | None
     started: str

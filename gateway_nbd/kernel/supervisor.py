@@ -178,6 +178,7 @@ class Supervisor:
         self._dial(Ask.GO)
         self._phase = Phase.DIALING
         self._deadline = self._world.clock() + START_DEADLINE_S
+        self._write_down()
 
     def _turn_dialing(self) -> None:
         assert self._dialer is not None
@@ -235,7 +236,11 @@ class Supervisor:
         self._gateway.settle()
         self._phase, self._backoff_s = Phase.SERVING, FIRST_BACKOFF_S
         self._turn_at = self._world.clock() + SIZE_CHECK_S
-        self._announce(self._index)
+        self._write_down()
+        _LOG.info("%s is served at /dev/nbd%d by gateway %s", self._folder.image, self._index, self._gateway.pid)
+        if not self._announced:
+            self._announced = True
+            self._on_mapped(f"/dev/nbd{self._index}")
 
     def _replace_dead(self, index: int, connections: list[socket.socket]) -> None:
         """Offer each connection until the kernel has found the dead one that it replaces."""
@@ -259,10 +264,12 @@ class Supervisor:
             identifier=self._folder.identifier,
         )
 
-    def _announce(self, index: int) -> None:
+    def _write_down(self) -> None:
+        """Put into the folder what stands now; it is for people and for whoever takes over, we go on without it."""
         state = MappingState(
             image=self._folder.image,
-            index=index,
+            index=self._index,
+            serving=self._phase is Phase.SERVING,
             supervisor_pid=self._world.process_id,
             gateway_pid=self._gateway.pid,
             started=self._started,
@@ -270,11 +277,10 @@ class Supervisor:
             connections=len(self._connections),
             size_bytes=self._export.size_bytes,
         )
-        self._folder.write(state)
-        _LOG.info("%s is served at %s by gateway %s", state.image, state.device, state.gateway_pid)
-        if not self._announced:
-            self._announced = True
-            self._on_mapped(f"/dev/nbd{index}")
+        try:
+            self._folder.write(state)
+        except OSError as error:
+            _LOG.error("writing down the state of %s: %s", self._folder.image, error)
 
     # --- when something is lost, or replaced ---
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from map_guest import REPOSITORY, GuestResult, make_pool_disk, run_in_guest
 
-pytestmark = [pytest.mark.system, pytest.mark.slow]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(420)]
 
 SCRIPTS = Path(__file__).parent / "in_map_guest"
 IO_ERROR = re.compile(
@@ -21,7 +21,11 @@ IO_ERROR = re.compile(
 def guest(script: str, work: Path, pool_disk: Path, **environment: str) -> GuestResult:
     everywhere = {"REPOSITORY": str(REPOSITORY), "PYTHON": f"{sys.prefix}/bin/python"}
     result = run_in_guest(
-        (SCRIPTS / script).read_text(), work, pool_disk=pool_disk, environment=everywhere | environment
+        (SCRIPTS / script).read_text(),
+        work,
+        pool_disk=pool_disk,
+        environment=everywhere | environment,
+        timeout_s=360,
     )
     print(result.kernel_log, result.output, sep="\n")
     return result
@@ -102,7 +106,7 @@ def test_an_image_mapped_by_the_command_keeps_every_byte_through_kills_upgrade_a
     with loop_mounted(raw, tmp_path / "mnt") as tree:
         done = subprocess.run(["sha256sum", "-c", "sums"], cwd=tree, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count(": OK\n") == 20
+        assert done.stdout.count(": OK\n") == 18
 
 
 def blockyard(*arguments: str) -> None:

@@ -76,7 +76,14 @@ class Mapped:
         return state.gateway_pid
 
     def another_gateway(self, than: int) -> int:
-        return eventually(lambda: self.gateway_pid() if self.gateway_pid() != than else None)
+        """Wait until a gateway other than process `than` serves."""
+
+        def look() -> int | None:
+            state = self.folder.state()
+            assert state is not None
+            return state.gateway_pid if state.serving and state.gateway_pid != than else None
+
+        return eventually(look)
 
     def close(self) -> None:
         if self.thread.is_alive():
@@ -174,7 +181,7 @@ def test_the_device_grows_when_the_image_has_grown(tmp_path, disk, monkeypatch):
         mapped.kernel.write(2 * SIZE - 4096, b"y" * 4096)
         assert mapped.kernel.errors == []
         assert mapped.gateway_pid() == pid
-        assert mapped.folder.state().size_bytes == 2 * SIZE
+        eventually(lambda: mapped.folder.state().size_bytes == 2 * SIZE)
 
 
 def test_unmapping_returns_when_the_gateway_has_ended(tmp_path, disk):

@@ -13,6 +13,7 @@ def state(index: int | None = 4, image: str = "pool/disk") -> MappingState:
     return MappingState(
         image=image,
         index=index,
+        serving=True,
         supervisor_pid=1,
         gateway_pid=2,
         started="2026-01-01T00:00:00+00:00",

@@ -5,7 +5,9 @@ verb() { "$PYTHON" tests/system/in_map_guest/verb.py "$@"; }
 map() { "$PYTHON" tests/system/in_map_guest/map_command.py test/disk 4096 3 nbdkit -f -U '{socket}' file /pool/disk; }
 field() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" /run/blockyard/map-*/state.json; }
 say() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
-until_differs() { while [ "$(field "$1")" = "$2" ]; do usleep 50000; done; }
+until_another_serves() { # than gateway PID
+  while [ "$(field gateway_pid)" = "$1" ] || ! grep -q '"serving": true' /run/blockyard/map-*/state.json; do usleep 50000; done
+}
 write_files() { # PREFIX COUNT: files of 1 MiB, each durable before the next
   for i in $(seq "$2"); do
     dd if=/dev/urandom of="/mnt/$1$i" bs=1M count=1 conv=fsync 2>/dev/null
@@ -25,7 +27,7 @@ for pause in 300000 1100000 700000 1900000; do
   usleep $pause
   gateway=$(field gateway_pid)
   kill -9 "$gateway"
-  until_differs gateway_pid "$gateway"
+  until_another_serves "$gateway"
 done
 wait $!
 
@@ -39,7 +41,7 @@ say asking for an upgrade while files are written
 write_files upgraded 6 &
 gateway=$(field gateway_pid)
 kill -HUP "$(field supervisor_pid)"
-until_differs gateway_pid "$gateway"
+until_another_serves "$gateway"
 wait $!
 
 say growing

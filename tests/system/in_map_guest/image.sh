@@ -2,7 +2,9 @@
 cd "$REPOSITORY"
 field() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" /run/blockyard/map-*/state.json; }
 say() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
-until_differs() { while [ "$(field "$1")" = "$2" ]; do usleep 50000; done; }
+until_another_serves() { # than gateway PID
+  while [ "$(field gateway_pid)" = "$1" ] || ! grep -q '"serving": true' /run/blockyard/map-*/state.json; do usleep 50000; done
+}
 write_files() { # PREFIX COUNT: files of 512 KiB, half of it compressible, each durable before the next
   for i in $(seq "$2"); do
     (dd if=/dev/urandom bs=128k count=2; dd if=/dev/zero bs=128k count=2) 2>/dev/null > "/tmp/$1$i"
@@ -21,12 +23,12 @@ say mounted
 write_files calm 2
 
 say killing the gateway while files are written
-write_files killed 12 &
-for pause in 1000000 3000000 2000000; do
+write_files killed 10 &
+for pause in 1000000 2500000; do
   usleep $pause
   gateway=$(field gateway_pid)
   kill -9 "$gateway"
-  until_differs gateway_pid "$gateway"
+  until_another_serves "$gateway"
   say another gateway serves
 done
 wait $!
@@ -35,7 +37,7 @@ say upgrading while files are written
 write_files upgraded 4 &
 gateway=$(field gateway_pid)
 kill -HUP "$(field supervisor_pid)"
-until_differs gateway_pid "$gateway"
+until_another_serves "$gateway"
 wait $!
 
 say growing
