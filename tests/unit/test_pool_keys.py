@@ -7,6 +7,7 @@ from pool_world import CHEAP, Made, counting_bytes, driven_world, make_pool, pas
 
 from core import limits
 from core.crypto.aead import Algorithm
+from core.crypto.signature import Verifiers
 from core.errors import (
     AlreadyExistsError,
     IntegrityError,
@@ -19,7 +20,7 @@ from core.format.record import RecordKind, seal_record
 from core.pool.description import description_key
 from core.pool.key_files import KeyFile
 from core.pool.keyring import add_slot, drop_slot, rotate_slot, slots_of
-from core.pool.keys import Role, pool_id_of
+from core.pool.keys import PoolKeys, Role, pool_id_of
 from core.pool.pool import create_pool, open_pool
 from core.pool.slots import Passphrase, slot_key
 from core.store.memory import MemoryStore
@@ -255,3 +256,33 @@ def test_a_flipped_bit_in_a_slot_or_description_never_opens_the_pool(made: Made)
                 slots_of(made.again(made.key_file))
         made.store.overwrite(key, good)
     assert made.again(made.key_file)
+
+
+def test_what_is_derived_from_the_keys_stays_what_it_is() -> None:
+    keys = PoolKeys(
+        role=Role.OWNER,
+        admin_public=bytes(range(32)),
+        key_id=1,
+        pool_key=b"k" * 32,
+        admin_seed=b"a" * 32,
+        writer_seed=b"w" * 32,
+    )
+    assert keys.pool_id.hex() == "04eba83b5df494d7f4caa469ed0fe16f"
+    assert keys.name_hash("disk") == "a1a88e72121e1933b7a49fd5a11d9eb3c17e29fabda9b0d958f1cdd92357a120"
+    wrapped = keys.wrap_volume_key(b"v" * 16, 1, b"s" * 32)
+    assert wrapped.hex() == "ce0671213be93ff7ff71dc1a89fe4c5b0414d978c2bccbe3efe785afdf47a805e9a6b33231e8613d"
+    volume = keys.volume_keys(b"v" * 16, 1, Algorithm.AES_256_GCM, wrapped, Verifiers(()), "image/x/image")
+    assert (volume.key, volume.key_id, volume.pool_id) == (b"s" * 32, 1, keys.pool_id)
+
+
+def test_a_volume_key_unwraps_for_its_own_volume_and_number_alone(made: Made) -> None:
+    keys = made.pool.keys
+    wrapped = keys.wrap_volume_key(b"v" * 16, 1, b"s" * 32)
+    for volume, number, data in (
+        (b"w" * 16, 1, wrapped),
+        (b"v" * 16, 2, wrapped),
+        (b"v" * 16, 1, wrapped[:-1] + bytes([wrapped[-1] ^ 1])),
+        (b"v" * 16, 1, wrapped[:-8]),
+    ):
+        with pytest.raises(IntegrityError, match="image/x/image"):
+            keys.volume_keys(volume, number, Algorithm.AES_256_GCM, data, Verifiers(()), "image/x/image")
