@@ -1,9 +1,14 @@
 """A Ceph cluster for a run: started by the scripts of the system tests, or one that is there already (CEPH_CONF)."""
 
+import base64
+import datetime as dt
+import email.utils
+import hmac
 import json
 import os
 import secrets
 import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,13 +35,15 @@ class Ceph:
     def make_bucket(self) -> str:
         """Make a bucket of its own for a peer."""
         name = f"bench-{secrets.token_hex(4)}"
-        login = f"{self.s3['AWS_ACCESS_KEY_ID']}:{self.s3['AWS_SECRET_ACCESS_KEY']}"
-        url = f"{self.s3['AWS_ENDPOINT_URL']}/{name}"
-        region = self.s3.get("AWS_REGION", "us-east-1")
-        # curl reads the login from its standard input's configuration, so that it is in no process list.
-        command = ["curl", "-sf", "-K", "-", "--aws-sigv4", f"aws:amz:{region}:s3", "-X", "PUT", url]
-        run(command, said=f'user = "{login}"\n')
-        return name
+        date = email.utils.format_datetime(dt.datetime.now(dt.UTC))
+        signed = hmac.digest(self.s3["AWS_SECRET_ACCESS_KEY"].encode(), f"PUT\n\n\n{date}\n/{name}".encode(), "sha1")
+        headers = {
+            "Date": date,
+            "Authorization": f"AWS {self.s3['AWS_ACCESS_KEY_ID']}:{base64.b64encode(signed).decode()}",
+        }
+        request = urllib.request.Request(f"{self.s3['AWS_ENDPOINT_URL']}/{name}", method="PUT", headers=headers)
+        with urllib.request.urlopen(request, timeout=30):
+            return name
 
     def bucket_bytes(self, bucket: str) -> int:
         """Give the bytes of a bucket's objects."""

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ class Measurement:
     """In the case's unit."""
     p50_us: float
     p99_us: float
-    """Time from submission to completion of a write or read; for a synced case that of the flush, which is what one waits for."""
+    """Time from submission to completion; for a synced case the percentile of the write plus that of its flush."""
 
 
 def parse(text: str, case: Case) -> Measurement:
@@ -39,8 +39,9 @@ def parse(text: str, case: Case) -> Measurement:
         raise WorldError(f"fio failed in {case.name} with error {job['error']}: {text[:start][:500]}")
     side = _mapping(job.get("write" if case.is_write else "read"), "the figures")
     value = _number(side, "bw_bytes") / 1e6 if case.unit == "MB/s" else _number(side, "iops")
-    waits = _mapping(job.get("sync"), "sync").get("lat_ns") if case.synced else side.get("clat_ns")
-    waits = _mapping(waits, "latencies")
+    waits = [side.get("clat_ns")]
+    if case.synced:
+        waits.append(_mapping(job.get("sync"), "sync").get("lat_ns"))
     return Measurement(value, _percentile_us(waits, "50.000000"), _percentile_us(waits, "99.000000"))
 
 
@@ -72,6 +73,6 @@ def _number(mapping: Mapping[str, object], key: str) -> float:
     return float(value)
 
 
-def _percentile_us(waits: Mapping[str, object], which: str) -> float:
-    table = waits.get("percentile")
-    return _number(table, which) / 1000 if isinstance(table, dict) and which in table else 0.0
+def _percentile_us(waits: Sequence[object], which: str) -> float:
+    tables = (_mapping(each, "latencies").get("percentile") for each in waits)
+    return sum(_number(table, which) for table in tables if isinstance(table, dict) and which in table) / 1000

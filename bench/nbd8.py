@@ -119,4 +119,4 @@ def _observe(side: Contender, case: Case, seconds: float) -> Observation:
     side.server.forget_peak_memory()
     measurement = fio.run(side.target, case, seconds)
     settle_s = side.settle()
-    return Observation(measurement, settle_s, side.server.peak_memory_bytes(), side.stored_bytes())
+    return Observation(seconds, measurement, settle_s, side.server.peak_memory_bytes(), side.stored_bytes())

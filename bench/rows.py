@@ -3,19 +3,19 @@
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench.cases import Case
 from bench.fio import Measurement
-from core.units import MIB
 
 
 @dataclass(frozen=True)
 class Observation:
     """One run of one case on one side, with what it cost."""
 
+    seconds: float
     measurement: Measurement
     settle_s: float
     """How long a flush took right after the case: what a buffered figure still owes."""
@@ -32,6 +32,8 @@ class Side:
     value: float
     p50_us: float
     p99_us: float
+    with_flush: float
+    """The value if the flush after the case counts as part of its time."""
     settle_s: float
     memory_mb: float
     stored_mb: float | None
@@ -49,6 +51,8 @@ class Row:
     peer: float | None
     """None where there is no fair peer, or none was asked for."""
     ratio: float | None
+    ratio_with_flush: float | None
+    """The same with the flush after the case counted in: what was buffered has to be written by somebody at some time."""
     peer_name: str
     ours_detail: Side
     peer_detail: Side | None
@@ -62,6 +66,7 @@ def summarise(observations: Sequence[Observation]) -> Side:
         value=round(statistics.median(each.value for each in measurements), 2),
         p50_us=round(statistics.median(each.p50_us for each in measurements), 1),
         p99_us=round(statistics.median(each.p99_us for each in measurements), 1),
+        with_flush=round(statistics.median(_with_flush(each) for each in observations), 2),
         settle_s=round(statistics.median(each.settle_s for each in observations), 3),
         memory_mb=round(max(each.memory_bytes for each in observations) / 1e6, 1),
         stored_mb=round(stored[-1] / 1e6, 1) if stored else None,
@@ -69,18 +74,26 @@ def summarise(observations: Sequence[Observation]) -> Side:
     )
 
 
+def _with_flush(observation: Observation) -> float:
+    return observation.measurement.value * observation.seconds / (observation.seconds + observation.settle_s)
+
+
+def _ratio(ours: float, peer: float) -> float | None:
+    return round(ours / peer, 3) if peer > 0 else None
+
+
 def compare(store: str, case: Case, ours: Sequence[Observation], peer_name: str, peer: Sequence[Observation]) -> Row:
     """Make the row of a case. The ratio is that of the medians; it is None without a peer."""
     mine = summarise(ours)
     theirs = summarise(peer) if peer else None
-    ratio = round(mine.value / theirs.value, 3) if theirs is not None and theirs.value > 0 else None
     return Row(
         store=store,
         case=case.name,
         unit=case.unit,
         ours=mine.value,
         peer=theirs.value if theirs is not None else None,
-        ratio=ratio,
+        ratio=_ratio(mine.value, theirs.value) if theirs is not None else None,
+        ratio_with_flush=_ratio(mine.with_flush, theirs.with_flush) if theirs is not None else None,
         peer_name=peer_name,
         ours_detail=mine,
         peer_detail=theirs,
@@ -88,41 +101,51 @@ def compare(store: str, case: Case, ours: Sequence[Observation], peer_name: str,
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lay rows out as a Markdown table that is also readable as text."""
-    heads = [
+    """Lay rows out as a Markdown table that is also readable as text. Where a cell has two figures, the peer's is the second."""
+    heads = (
         "store",
         "case",
         "unit",
         "ours",
         "peer",
         "ratio",
-        "p50/p99 µs ours",
-        "peer",
+        "with flush",
+        "p50 µs",
+        "p99 µs",
+        "flush s",
         "memory MB",
-        "peer",
-        "flush after s",
-        "peer",
-    ]
-    lines = [heads]
+        "stored MB",
+    )
+    lines: list[Sequence[str]] = [heads]
     for row in rows:
         mine, theirs = row.ours_detail, row.peer_detail
+
+        def both(
+            read: Callable[[Side], float | None], digits: int = 0, mine: Side = mine, theirs: Side | None = theirs
+        ) -> str:
+            return f"{_figure(read(mine), digits)} / {_figure(read(theirs) if theirs else None, digits)}"
+
         lines.append(
-            [
+            (
                 row.store,
                 row.case,
                 row.unit,
-                f"{row.ours:,.0f}",
-                "–" if row.peer is None else f"{row.peer:,.0f}",
-                "–" if row.ratio is None else f"{row.ratio:.2f}",
-                f"{mine.p50_us:.0f}/{mine.p99_us:.0f}",
-                "–" if theirs is None else f"{theirs.p50_us:.0f}/{theirs.p99_us:.0f}",
-                f"{mine.memory_mb:.0f}",
-                "–" if theirs is None else f"{theirs.memory_mb:.0f}",
-                f"{mine.settle_s:.2f}",
-                "–" if theirs is None else f"{theirs.settle_s:.2f}",
-            ]
+                _figure(row.ours),
+                _figure(row.peer),
+                _figure(row.ratio, 2),
+                _figure(row.ratio_with_flush, 2),
+                both(lambda side: side.p50_us),
+                both(lambda side: side.p99_us),
+                both(lambda side: side.settle_s, 1),
+                both(lambda side: side.memory_mb),
+                both(lambda side: side.stored_mb),
+            )
         )
     return markdown(lines)
+
+
+def _figure(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -153,8 +176,3 @@ def save(rows: Sequence[Row], path: Path) -> None:
     aside = path.with_name(path.name + ".aside")
     aside.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     os.replace(aside, path)
-
-
-def megabytes(size_bytes: float) -> str:
-    """Write a size in MiB."""
-    return f"{size_bytes / MIB:,.0f} MiB"
