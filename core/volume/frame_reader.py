@@ -8,6 +8,7 @@ held across I/O but the single flight of one table, which only its own readers w
 """
 
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -72,13 +73,20 @@ class _Table:
 
 
 class FrameReader:
-    """Reads the blocks of one volume."""
+    """Reads the blocks of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them."""
 
     def __init__(
-        self, store: Store, names: VolumeNames, keys: VolumeKeys, live: dict[int, LiveSegment], cache: FrameCache
+        self,
+        store: Store,
+        names: VolumeNames,
+        keys: VolumeKeys,
+        live: dict[int, LiveSegment],
+        cache: FrameCache,
+        forget: Callable[[str], None],
     ) -> None:
         self.cache = cache
         self._store = store
+        self._forget = forget
         self._names = names
         self._keys = keys
         self._live = live
@@ -265,9 +273,9 @@ class FrameReader:
         except ObjectMissingError:
             raise IntegrityError(f"{table.key} is missing, and blocks of the image are in it") from None
 
-    @staticmethod
-    def _open(table: _Table, frame: int, sealed: memoryview) -> OpenFrame:
+    def _open(self, table: _Table, frame: int, sealed: memoryview) -> OpenFrame:
         if frame_digest(sealed[FRAME_HEADER_BYTES:]) != table.frames.digest(frame):
+            self._forget(table.key)
             raise IntegrityError(
                 f"frame {frame} of {table.key} is not the one its index names: it was altered or swapped"
             )

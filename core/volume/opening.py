@@ -65,17 +65,18 @@ class _Opening:
         self._options = options
         self._world = world
         self._live: dict[int, LiveSegment] = {}
-        near = self._near_store()
-        self._pages = PageStore(near, names, keys)
-        self._reader = FrameReader(near, names, keys, self._live, FrameCache(options.ram_cache_bytes))
+        near, forget = self._near_store()
+        self._pages = PageStore(near, names, keys, forget)
+        self._reader = FrameReader(near, names, keys, self._live, FrameCache(options.ram_cache_bytes), forget)
 
-    def _near_store(self) -> Store:
+    def _near_store(self) -> tuple[Store, Callable[[str], None]]:
         """Give the store with the user's disk cache before its reads, if there is one: a directory of its own for each volume."""
         options = self._options
         if options.cache_dir is None:
-            return self._store
+            return self._store, lambda _key: None
         directory = options.cache_dir / self._keys.pool_id.hex() / self._keys.volume_id.hex()
-        return DiskCache(self._store, directory, options.cache_bytes, self._world.random_bytes)
+        cache = DiskCache(self._store, directory, options.cache_bytes, self._world.random_bytes)
+        return cache, cache.forget
 
     def for_writing(self, *, force: bool) -> Image:
         journal = FileStore(self._options.journal_dir) if self._options.journal_dir is not None else None

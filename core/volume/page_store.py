@@ -3,7 +3,9 @@
 Owns the keys of the packs it has read (bounded). Any thread; it holds no lock across I/O.
 """
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,21 +47,31 @@ class WrittenPages:
 
 
 class PageStore:
-    """The checkpoints of one volume."""
+    """The checkpoints of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them."""
 
-    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys) -> None:
+    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, forget: Callable[[str], None]) -> None:
         self._store = store
+        self._forget = forget
         self._names = names
         self._keys = keys
         self._aeads: dict[int, Aead] = {}
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def _judging(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            self._forget(key)
+            raise
 
     def load(self, table: PageTable, pages: list[int], size_bytes: int) -> dict[int, bytes]:
         """Read the named pages of `table`, and neighbours that come cheap; give them by number."""
         loaded: dict[int, bytes] = {}
         for page in pages:
             if page not in loaded:
-                loaded.update(self._load_near(table, page, size_bytes))
+                with self._judging(self._names.pages(table.place(page).pack)):
+                    loaded.update(self._load_near(table, page, size_bytes))
         return loaded
 
     def _load_near(self, table: PageTable, page: int, size_bytes: int) -> dict[int, bytes]:
@@ -128,6 +140,10 @@ class PageStore:
 
     def read_root(self, sequence: int) -> Root:
         """Read and verify the root of the checkpoint at `sequence`."""
+        with self._judging(self._names.root(sequence)):
+            return self._read_root(sequence)
+
+    def _read_root(self, sequence: int) -> Root:
         key = self._names.root(sequence)
         try:
             data = self._store.get(key)
