@@ -66,7 +66,8 @@ class Session:
 
     def prompt(self) -> Prompt | None:
         """Give the way to ask for a passphrase; None where nobody sits at the terminal."""
-        return ask_passphrase if sys.stdin.isatty() else None
+        # The question goes to the terminal itself, so data may well come in by a pipe.
+        return ask_passphrase if sys.stdin.isatty() or sys.stderr.isatty() else None
 
 
 def ask_passphrase(text: str) -> str:
