@@ -58,6 +58,7 @@ class ObjectStore:
         self._prefix = bucket.prefix
         self._lock = threading.Lock()
         self._client: _Client | None = None
+        self._bucket_seen = False
         self._closed = False
 
     def put(self, key: str, data: Buffer) -> None:
@@ -119,6 +120,9 @@ class ObjectStore:
             with self._translated("head", key):
                 return ObjectInfo(key, obstore.head(self._open(), path)["size"])
         except ObjectMissingError:
+            if not self._bucket_seen:  # the answer to HEAD has no body that could tell a missing bucket
+                next(self._listed("", ""), None)
+                self._bucket_seen = True
             return None
 
     def delete(self, key: str) -> None:
