@@ -2,13 +2,19 @@
 
 import os
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from bench import nbd8, rows
+from bench import nbd8, opening, rows
 from bench.cases import choose
+from bench.ceph import cluster
+from bench.gateway import PROJECT
+from bench.large_image import Shape, build
 from core.errors import BlockyardError, UsageError
+from core.units import parse_size
 
 _PATH = click.Path(path_type=Path)
 
@@ -54,6 +60,37 @@ def nbd(
     click.echo("\n" + rows.table(found))
     if json_path is not None:
         rows.save(found, json_path)
+
+
+@bench.command("open")
+@click.option("--store", default="file", help="Stores, separated by commas.")
+@click.option("--json", "json_path", type=_PATH, help="Write the rows there.")
+@click.option("--size", default="1T", help="Size of the image.")
+@click.option("--written", default="10G", help="Bytes written in it.")
+@click.option("--cache", type=_PATH, default=PROJECT / ".make" / "bench-open", help="Keep the image of file:// there.")
+@click.option("--ceph-conf", type=_PATH, envvar="CEPH_CONF", help="Use this cluster; s3.env is beside the file.")
+def open_image(
+    store: str, json_path: Path | None, size: str, written: str, cache: Path, ceph_conf: Path | None
+) -> None:
+    """Open a large image with little in it: time cold, warm and after a kill, memory, stored bytes."""
+    shape = Shape(parse_size(size), parse_size(written))
+    found: list[opening.OpenRow] = []
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockyard-bench-")))
+        stores = nbd8.parse_stores(store)
+        ceph = stack.enter_context(cluster(directory, ceph_conf)) if set(stores) & {"rados", "s3"} else None
+        for each in stores:
+            home = cache if each == "file" else directory / each
+            url = f"file://{cache.absolute() / 'pool'}" if each == "file" else nbd8.fresh_url(each, ceph)
+            image = build(url, home, ceph.s3 if ceph else {}, shape)
+            found += opening.measure(each, image, directory, _tell_open)
+    click.echo("\n" + rows.markdown(opening.lines(found), frozenset({0, 1, 4})))
+    if json_path is not None:
+        rows.save(found, json_path)
+
+
+def _tell_open(row: opening.OpenRow) -> None:
+    click.echo(f"{row.store} {row.case}: {row.ours:,.3g} {row.unit}", err=True)
 
 
 def _tell(row: rows.Row) -> None:

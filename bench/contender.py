@@ -1,5 +1,6 @@
 """What a comparison needs of each side: something fio can be pointed at, a process to look at, a flush, and an end."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Protocol
@@ -50,13 +51,18 @@ class NbdConnection:
         """Read a range."""
         return bytes(self._handle.pread(length, offset))
 
+    def write(self, offset: int, data: bytes) -> None:
+        """Write a range."""
+        self._handle.pwrite(data, offset)
+
     def flush(self) -> None:
         """Make every completed write durable."""
         self._handle.flush()
 
     def close(self) -> None:
-        """Disconnect; ask the server for nothing more."""
-        self._handle.shutdown()
+        """Disconnect, also from a server that is gone."""
+        with contextlib.suppress(nbd.Error):
+            self._handle.shutdown()
 
 
 def settle_export(target: NbdTarget) -> float:

@@ -82,16 +82,18 @@ def _contenders(store: str, directory: Path, ceph: Ceph | None, plan: Plan) -> I
 
 
 def _start_ours(store: str, directory: Path, ceph: Ceph | None, plan: Plan) -> Contender:
-    prefix = f"bench-{secrets.token_hex(4)}"
-    if store == "file":
-        url = f"file://{directory / 'pool'}"
-    else:
-        assert ceph is not None, "a cluster was started for these stores"
-        url = f"rados://blockyard/{prefix}?conf={ceph.conf}" if store == "rados" else f"s3://blockyard/{prefix}"
+    url = f"file://{directory / 'pool'}" if store == "file" else fresh_url(store, ceph)
     environment = ceph.s3 if ceph is not None else {}
     key_file = directory / "key"
     make_pool(url, key_file, environment)
     return Gateway(url, key_file, directory, environment, ("create=true", f"size={IMAGE_SIZE}", *plan.parameters))
+
+
+def fresh_url(store: str, ceph: Ceph | None) -> str:
+    """Name a place for a pool in the cluster that nobody has used."""
+    assert ceph is not None, "a cluster was started for these stores"
+    prefix = f"bench-{secrets.token_hex(4)}"
+    return f"rados://blockyard/{prefix}?conf={ceph.conf}" if store == "rados" else f"s3://blockyard/{prefix}"
 
 
 def _start_peer(store: str, directory: Path, ceph: Ceph | None) -> Contender:

@@ -6,9 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cases import Case
 from bench.fio import Measurement
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,10 @@ def _figure(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out a table whose first line is its heads; text to the left, figures to the right."""
+def markdown(lines: Sequence[Sequence[str]], text: frozenset[int] = frozenset({0, 1})) -> str:
+    """Lay out a table whose first line is its heads; columns of text to the left, figures to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    right = [column >= 2 for column in range(len(widths))]
+    right = [column not in text for column in range(len(widths))]
 
     def lay(line: Sequence[str]) -> str:
         cells = (
@@ -170,7 +174,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([lay(lines[0]), rule, *(lay(line) for line in lines[1:])])
 
 
-def save(rows: Sequence[Row], path: Path) -> None:
+def save(rows: Sequence["DataclassInstance"], path: Path) -> None:
     """Write rows as a JSON array, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".aside")
