@@ -105,7 +105,7 @@ class Connection:
     def pread(self, buffer: memoryview, offset: int, flags: int) -> None:  # noqa: ARG002  # NBD gives reads no flags
         try:
             self._read_into(offset, buffer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # _fail raises it again
             self._fail(error)
 
     def pwrite(self, buffer: memoryview, offset: int, flags: int) -> None:
@@ -114,19 +114,19 @@ class Connection:
                 self._write(offset, buffer, fua=True)
             else:
                 self._write(offset, buffer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # _fail raises it again
             self._fail(error)
 
     def flush(self, flags: int) -> None:  # noqa: ARG002  # NBD gives flushes no flags
         try:
             self._flush()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # _fail raises it again
             self._fail(error)
 
     def trim(self, count: int, offset: int, flags: int) -> None:
         try:
             self._trim(offset, count, fua=flags & FUA != 0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # _fail raises it again
             self._fail(error)
 
     def zero(self, count: int, offset: int, flags: int) -> None:
@@ -137,7 +137,7 @@ class Connection:
         """
         try:
             self._zero(offset, count, fua=flags & FUA != 0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # _fail raises it again
             self._fail(error)
 
     def extents(self, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
@@ -149,7 +149,7 @@ class Connection:
                 answer.append((extent.offset, extent.length, 0 if extent.allocated else HOLE_OF_ZEROS))
                 if len(answer) == wanted:
                     break
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # _fail raises it again
             self._fail(error)
         return answer
 

@@ -57,6 +57,8 @@ class Parameters:
     """At most this many requests run at once, whatever nbdkit's own `--threads`; None leaves it to nbdkit."""
     stats: StatsAddress | None = None
     config_path: Path | None = None
+    unflushed: Path | None = None
+    """Where acknowledged writes that no flush covered yet outlive this process, for clients that do."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ KEYS: Final[Mapping[str, _Key]] = {
     "cache_dir": _Key("DIR", "directory of the on-disk cache (ciphertext only)"),
     "cache_size": _Key("SIZE", "bound of the on-disk cache"),
     "threads": _Key("N", "requests that run at once; better set with nbdkit's own --threads, 4 is a good figure"),
+    "unflushed": _Key(
+        "FILE", "on a tmpfs: keep unflushed writes there for the next gateway, for clients that outlive this one"
+    ),
     "stats": _Key("unix:PATH|HOST:PORT", "serve metrics as Prometheus text"),
     "config": _Key("FILE", "configuration file; default BLOCKYARD_CONFIG or ~/.config/blockyard/config.toml"),
 }
@@ -128,6 +133,7 @@ def parse(raw: Mapping[str, str], directory: Path) -> Parameters:
         threads=_optional(raw, "threads", _threads),
         stats=StatsAddress.parse(raw["stats"], directory) if "stats" in raw else None,
         config_path=_path(raw, "config", directory),
+        unflushed=_path(raw, "unflushed", directory),
     )
     _check_together(parameters)
     return parameters
@@ -142,6 +148,8 @@ def _check_together(parameters: Parameters) -> None:
         raise UsageError(
             "size= goes with create=true; the size of an image that exists is changed by `blockyard image resize`"
         )
+    if parameters.unflushed is not None and (parameters.image is None or parameters.readonly):
+        raise UsageError("unflushed= is for one image that is written; give image=, and no readonly=true")
     if parameters.create and parameters.readonly:
         raise UsageError("create=true and readonly=true do not go together")
     if parameters.force and parameters.readonly:

@@ -17,11 +17,14 @@ from core.pool.pool import Pool, open_pool
 from core.pool.slots import Unlock
 from core.store.factory import open_store
 from core.units import format_size
+from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_options, list_images, open_image
 from core.volume.options import ImageOptions
 from core.world import World
 from gateway_nbd.connection import BlockImage
 from gateway_nbd.parameters import Parameters
+from gateway_nbd.stopping import complain
+from gateway_nbd.unflushed import SurvivingImage, check_in_memory
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +49,8 @@ class RealPool:
         config = load_config(parameters.config_path or default_config_path(os.environ))
         environment = settings_from_environment(os.environ)
         settings = _absolute(resolve_pool(parameters.pool, config, environment, parameters.settings), Path.cwd())
+        if parameters.unflushed is not None:
+            check_in_memory(parameters.unflushed)
         self._known = _Prepared(parameters, settings, image_options(settings), opener_from_settings(settings))
 
     def probe(self) -> None:
@@ -61,7 +66,8 @@ class RealPool:
     def connect(self) -> "PoolImages":
         """Open the pool in the process that serves."""
         known = self._prepared
-        return PoolImages(self._open(), known.options, force=known.parameters.force)
+        parameters = known.parameters
+        return PoolImages(self._open(), known.options, force=parameters.force, unflushed=parameters.unflushed)
 
     def _open(self) -> Pool:
         known = self._prepared
@@ -82,10 +88,11 @@ class RealPool:
 class PoolImages:
     """The images of an open pool, as the gateway takes them. Thread-safe, as the pool is."""
 
-    def __init__(self, pool: Pool, options: ImageOptions, *, force: bool) -> None:
+    def __init__(self, pool: Pool, options: ImageOptions, *, force: bool, unflushed: Path | None = None) -> None:
         self._pool = pool
         self._options = options
         self._force = force
+        self._unflushed = unflushed
 
     def names(self) -> list[tuple[str, str]]:
         """Give every image of the pool with its size for people."""
@@ -93,6 +100,11 @@ class PoolImages:
 
     def open(self, name: str, *, writable: bool) -> BlockImage:
         """Open an image of the pool."""
+        if writable and self._unflushed is not None:
+            return SurvivingImage(self._unflushed, name, lambda: self._open(name, writable=True), complain)
+        return self._open(name, writable=writable)
+
+    def _open(self, name: str, *, writable: bool) -> Image:
         return open_image(self._pool, name, writable=writable, options=self._options, force=self._force and writable)
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ of a store or a handle is made before `after_fork` (invariant 1). From then on a
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from gateway_nbd.exports import Exports, ImageSource
 from gateway_nbd.gate import GatedImage
 from gateway_nbd.metrics import GatewayCollector, Meter, MeteredImage, MetricsPage
 from gateway_nbd.parameters import Parameters
-from gateway_nbd.stopping import Stopper
+from gateway_nbd.stopping import Stopper, complain
 
 
 class Host(Protocol):
@@ -89,7 +88,7 @@ class Gateway:
             _LazySource(self._pool.connect),
             linger_s=None if chosen.image is not None else limits.LINGER_S,
             monotonic=time.monotonic,
-            complain=_complain,
+            complain=complain,
         )
         self._stopper = Stopper(close_all=self._close_all, stop_server=self._host.shutdown)
         self._stopper.watch_signals()
@@ -242,7 +241,3 @@ def _chain(wrappers: list[Callable[[BlockImage], BlockImage]]) -> Callable[[Bloc
         return image
 
     return wrap if wrappers else _as_it_is
-
-
-def _complain(text: str) -> None:
-    print(f"blockyard: {text}", file=sys.stderr, flush=True)

@@ -69,13 +69,13 @@ class Stopper:
         finally:
             self._failed = bool(failures)
             for failure in failures:
-                _say(failure)
+                complain(failure)
             self._closed.set()
 
     def _end_in_time(self) -> None:
         in_time = self._closed.wait(limits.STOP_S)
         if not in_time:
-            _say(
+            complain(
                 f"the store did not answer within {limits.STOP_S:g} s of the signal; "
                 "ending without the writes that no flush acknowledged"
             )
@@ -89,6 +89,7 @@ def _nothing(_number: int, _frame: object) -> None:
     """The work is done by the thread that reads the wakeup descriptor."""
 
 
-def _say(text: str) -> None:
+def complain(text: str) -> None:
+    """Say on standard error what no client is there to hear."""
     with contextlib.suppress(OSError, ValueError):
         print(f"blockyard: {text}", file=sys.stderr, flush=True)

@@ -1,9 +1,18 @@
 """What every system test has, and the rule that none of them is skipped."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from guest import make_initramfs
 from nbd_server import DirectoryPool
+
+
+@pytest.fixture(scope="session")
+def initramfs(tmp_path_factory) -> Path:
+    """What a guest kernel boots into."""
+    return make_initramfs(tmp_path_factory.mktemp("initramfs"))
 
 
 @pytest.fixture
@@ -12,6 +21,13 @@ def directory_pool(tmp_path) -> Iterator[DirectoryPool]:
     pool = DirectoryPool.create(tmp_path / "p")
     yield pool
     pool.end()
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory on a tmpfs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket as socketlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +39,13 @@ class Server:
     socket: Path
     log: Path
     export: str = ""
+    port: int | None = None
+    """On the loopback, instead of the socket."""
 
     @property
     def uri(self) -> str:
+        if self.port is not None:
+            return f"nbd://127.0.0.1:{self.port}/{quote(self.export)}"
         return f"nbd+unix:///{quote(self.export)}?socket={self.socket}"
 
     def client(self, *, extents: bool = False, export: str | None = None) -> nbd.NBD:
@@ -50,7 +55,10 @@ class Server:
         handle.set_strict_mode(0)
         if extents:
             handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-        handle.connect_unix(str(self.socket))
+        if self.port is not None:
+            handle.connect_tcp("127.0.0.1", str(self.port))
+        else:
+            handle.connect_unix(str(self.socket))
         return handle
 
     def kill(self) -> None:
@@ -114,11 +122,16 @@ class DirectoryPool:
         *parameters: str,
         nbdkit: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        socket: Path | None = None,
+        port: int | None = None,
     ) -> Server:
-        """Start a gateway in the foreground and wait until it listens."""
+        """Start a gateway in the foreground, on a socket or a port, and wait until it listens."""
         number = len(self.servers)
-        socket, log, pid = (self.root / f"{number}.{kind}" for kind in ("sock", "log", "pid"))
-        command = ["nbdkit", "-f", "-U", str(socket), "-P", str(pid), "-t", "4", *nbdkit, "python"]
+        socket = socket or self.root / f"{number}.sock"
+        socket.unlink(missing_ok=True)
+        log, pid = (self.root / f"{number}.{kind}" for kind in ("log", "pid"))
+        place = ["-U", str(socket)] if port is None else ["-i", "127.0.0.1", "-p", str(port)]
+        command = ["nbdkit", "-f", *place, "-P", str(pid), "-t", "4", *nbdkit, "python"]
         with log.open("w") as target:
             process = subprocess.Popen(
                 [*command, *self.parameters(image, *parameters)],
@@ -128,16 +141,18 @@ class DirectoryPool:
                 text=True,
                 env=os.environ | (environment or {}),
             )
-        server = Server(process, socket, log, image or "")
+        server = Server(process, socket, log, image or "", port)
         self.servers.append(server)
         wait_until(lambda: pid.exists() or process.poll() is not None, "the gateway listens")
         assert process.poll() is None, server.said()
         return server
 
     @contextmanager
-    def serving(self, image: str | None = None, *parameters: str, nbdkit: Sequence[str] = ()) -> Iterator[Server]:
+    def serving(
+        self, image: str | None = None, *parameters: str, nbdkit: Sequence[str] = (), port: int | None = None
+    ) -> Iterator[Server]:
         """Serve for the block and stop as an administrator would, which must succeed."""
-        server = self.start(image, *parameters, nbdkit=nbdkit)
+        server = self.start(image, *parameters, nbdkit=nbdkit, port=port)
         yield server
         assert server.stop() == 0, server.said()
 
@@ -146,6 +161,13 @@ class DirectoryPool:
         for server in self.servers:
             if server.process.poll() is None:
                 server.kill()
+
+
+def free_port() -> int:
+    """Give a TCP port of the loopback that nobody listens on."""
+    with socketlib.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run(*command: str | Path, check: bool = True, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:

@@ -423,3 +423,47 @@ def test_no_secret_is_in_the_arguments_or_in_the_log(directory_pool):
     assert secret[1] not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
     server.stop()
     assert secret[1] not in server.said()
+
+
+def test_a_client_that_outlives_its_gateway_finds_its_unflushed_writes_in_the_next_one(directory_pool, in_memory):
+    directory_pool.make_image("disk", 64 * MIB)
+    unflushed = f"unflushed={in_memory / 'disk'}"
+    model = bytearray(64 * MIB)
+    for round_ in range(3):
+        server = directory_pool.start("disk", unflushed)
+        client = server.client()
+        assert client.pread(8 * MIB, 0) == model[: 8 * MIB]
+        for number in range(40):
+            at, data = (round_ * 7919 + number * 104729) % (8 * MIB), bytes([number + 1]) * (number * 997 + 1)
+            client.pwrite(data, at)
+            model[at : at + len(data)] = data
+            if number % 10 == 5:
+                client.zero(5000, at)
+                model[at : at + 5000] = bytes(5000)
+            if number == 20:
+                client.flush()
+        server.kill()
+    with directory_pool.serving("disk", unflushed) as server:
+        client = server.client()
+        for at in range(0, 64 * MIB, 16 * MIB):
+            assert client.pread(16 * MIB, at) == model[at : at + 16 * MIB]
+    assert not list(in_memory.iterdir())
+
+
+def test_unflushed_writes_are_not_laid_over_those_of_another_writer(directory_pool, in_memory):
+    directory_pool.make_image("disk", MIB)
+    unflushed = f"unflushed={in_memory / 'disk'}"
+    server = directory_pool.start("disk", unflushed)
+    server.client().pwrite(b"old", 0)
+    server.kill()
+    with directory_pool.serving("disk") as other:
+        other.client().pwrite(b"new", 0)
+    with directory_pool.serving("disk", unflushed) as again:
+        assert again.client().pread(3, 0) == b"new"
+    assert "written by somebody else" in again.said()
+
+
+def test_unflushed_writes_are_kept_in_memory_only(directory_pool, tmp_path):
+    directory_pool.make_image("disk", MIB)
+    said = refused(directory_pool, *directory_pool.parameters("disk", f"unflushed={tmp_path / 'disk'}"))
+    assert "put it on a tmpfs" in said
