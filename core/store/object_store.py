@@ -41,9 +41,11 @@ _Client: TypeAlias = S3Store | GCSStore | AzureStore
 
 _FULL = re.compile(r"\b507 Insufficient Storage\b|QuotaExceeded|InsufficientStorage|StorageFull")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|ContainerBeingDeleted|bucket does not exist", re.IGNORECASE)
-_OUT_OF_RANGE = re.compile(r"\b416\b|InvalidRange|[Ww]anted range|Out of range|Range started")
+_OUT_OF_RANGE = re.compile(r"\b416 Range|\b416 Requested|InvalidRange|[Ww]anted range|Out of range|Range started")
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
-_REFUSED = re.compile(r"\b40[13] |AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|AuthenticationFailed")
+_REFUSED = re.compile(
+    r"\b401 Unauthorized|\b403 Forbidden|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|AuthenticationFailed"
+)
 _SECRET = re.compile(r"((?:sig|signature|token|credential|key|se|skoid)=)[^&\s\"]+", re.IGNORECASE)
 _REASON_CHARS: Final = 400
 _LIST_CHUNK: Final = 1000
@@ -214,19 +216,20 @@ class ObjectStore:
             raise self._error(operation, key, cause) from None  # the cause's text may hold a signature
 
     def _error(self, operation: str, key: str, cause: Exception) -> StoreError:
-        reason = _SECRET.sub(r"\1...", " ".join(str(cause).split()))[:_REASON_CHARS]
+        text = " ".join(str(cause).split())
+        reason = _SECRET.sub(r"\1...", text)[:_REASON_CHARS]
         message = f"{self.url}: {operation} of {key!r} failed: "
+        if _NO_BUCKET.search(text):
+            return AccessRefusedError(f"{message}there is no bucket {self._bucket.name!r}; create it first")
         if isinstance(cause, failures.NotFoundError | FileNotFoundError):
-            if _NO_BUCKET.search(reason):
-                return AccessRefusedError(f"{message}there is no bucket {self._bucket.name!r}; create it first")
             return ObjectMissingError(f"{message}there is no such object")
-        if _FULL.search(reason):
+        if _FULL.search(text):
             return OutOfSpaceError(f"{message}the store is full or over its quota; free space and go on")
-        if isinstance(cause, failures.PermissionDeniedError | failures.UnauthenticatedError) or _REFUSED.search(reason):
+        if isinstance(cause, failures.PermissionDeniedError | failures.UnauthenticatedError) or _REFUSED.search(text):
             return AccessRefusedError(f"{message}access refused; check the credentials: {reason}")
-        if operation.startswith("get") and _OUT_OF_RANGE.search(reason):
+        if operation.startswith("get") and _OUT_OF_RANGE.search(text):
             return ObjectShortError(f"{message}the object is shorter than that")
-        if _TIMED_OUT.search(reason):
+        if _TIMED_OUT.search(text):
             return StoreTimeoutError(f"{message}no answer in {STORE_ATTEMPT_S:g} s")
         return StoreError(message + reason)
 
