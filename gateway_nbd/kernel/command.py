@@ -14,6 +14,9 @@ from gateway_nbd import parameters
 from gateway_nbd.command import Endpoint, Serving
 from gateway_nbd.kernel.gateway import SOCKET_PLACE
 
+UNFLUSHED_PLACE: Final = SOCKET_PLACE + "-unflushed"
+"""Beside the socket, on the runtime directory's tmpfs: to the kernel the disk never went away, so its next flush vouches
+for every write that was acknowledged, also by a gateway that was killed since."""
 _PATHS: Final = frozenset({"key", "passphrase_file", "cache_dir", "journal_dir", "config"})
 _PATH_VARIABLES: Final = frozenset(
     ENVIRONMENT_PREFIX + name for name in ("CONFIG", "KEY_FILE", "PASSPHRASE_FILE", "CACHE_DIR", "JOURNAL_DIR")
@@ -27,6 +30,8 @@ def gateway_command(image: str, *, readonly: bool, force: bool, options: Mapping
     Raises UsageError for a name that is none, and for an option that the command line itself says.
     """
     endpoint = Endpoint(socket=Path(SOCKET_PLACE))
+    if not readonly:
+        options = {**options, "unflushed": UNFLUSHED_PLACE}
     return Serving(image, endpoint, readonly=readonly, force=force, options=options).command()
 
 
@@ -40,6 +45,8 @@ def read_options(texts: Iterable[str], files: Mapping[str, Path | None], directo
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"-o {text}: write KEY=VALUE, such as -o durability=journal")
+        if key == "unflushed":
+            raise UsageError("-o unflushed= is not needed: a mapped image has its place for it")
         if key in ("create", "size"):
             raise UsageError(f"-o {key}=: make the image with `blockyard image create` and map it then")
         parameters.add(given, key, value)

@@ -14,7 +14,7 @@ REQUEST_TIMEOUT_S: Final = 30
 DEAD_CONNECTION_TIMEOUT_S: Final = 600
 """How long the kernel holds requests while no connection lives, before it fails them."""
 
-START_DEADLINE_S: Final = 60.0
+START_DEADLINE_S: Final = 120.0
 """From the start of a gateway to its last handshake; opening an image replays its log."""
 STOP_DEADLINE_S: Final = 30.0
 """From SIGTERM to SIGKILL; within it the gateway makes everything acknowledged durable."""

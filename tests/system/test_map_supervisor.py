@@ -3,9 +3,10 @@
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from model_kernel import ModelDevice, ModelKernel
 
 from core.errors import WorldError
+from gateway_nbd.kernel.command import gateway_command
 from gateway_nbd.kernel.control import UNMAP, ToldError, ask
 from gateway_nbd.kernel.gateway import Gateway
 from gateway_nbd.kernel.runtime import MappingFolder
@@ -35,9 +37,9 @@ FILE_SERVER = ("nbdkit", "-f", "-U", "{socket}", "file")
 class Mapped:
     """A supervisor in a thread of the test, with what it works on."""
 
-    def __init__(self, tmp_path: Path, command: tuple[str, ...], adopted: int | None = None) -> None:
+    def __init__(self, runtime: Path, command: Sequence[str]) -> None:
         self.kernel = ModelKernel()
-        self.folder = MappingFolder(tmp_path / "run", "pool/disk").acquire()
+        self.folder = MappingFolder(runtime, "pool/disk").acquire()
         self.gateway = Gateway(command, dict(os.environ), self.folder.gateway, self.folder.log("gateway"))
         self.mapped = threading.Event()
         self.error: BaseException | None = None
@@ -112,8 +114,8 @@ def has_ended(pid: int) -> bool:
 
 
 @contextmanager
-def supervised(tmp_path: Path, *command: str) -> Iterator[Mapped]:
-    mapped = Mapped(tmp_path, command)
+def supervised(runtime: Path, *command: str) -> Iterator[Mapped]:
+    mapped = Mapped(runtime, command)
     mapped.thread.start()
     try:
         assert mapped.mapped.wait(20)
@@ -147,6 +149,45 @@ def test_writes_survive_a_gateway_that_is_killed_again_and_again(tmp_path, disk)
         assert mapped.kernel.read(0, SIZE) == expected
         assert mapped.kernel.errors == []
     assert disk.read_bytes() == expected
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A runtime directory on a tmpfs, where the gateway of an image insists to be."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+def test_an_image_keeps_what_it_acknowledged_through_kills_without_any_flush(memory, directory_pool):
+    """To the kernel the disk never went away: its next flush vouches for the writes of a gateway that was killed."""
+    directory_pool.make_image("disk", SIZE)
+    command = gateway_command(
+        f"{directory_pool.url}/disk", readonly=False, force=False, options={"key": str(directory_pool.key)}
+    )
+    generator = random.Random(2)
+    expected = bytearray(SIZE)
+    with supervised(memory, *command) as mapped:
+        for _ in range(5):
+            pid = mapped.gateway_pid()
+            killer = threading.Timer(generator.uniform(0, 0.05), os.kill, (pid, signal.SIGKILL))
+            killer.start()
+            for _ in range(60):
+                offset, length = generator.randrange(0, SIZE - 20000), generator.randrange(1, 20000)
+                data = generator.randbytes(length)
+                mapped.kernel.write(offset, data)
+                expected[offset : offset + length] = data
+            killer.join()
+            mapped.another_gateway(pid)
+            assert mapped.kernel.read(0, SIZE) == expected
+        pid = mapped.gateway_pid()
+        mapped.kernel.write(0, b"upgrade")
+        expected[:7] = b"upgrade"
+        mapped.restart_gateway()
+        mapped.another_gateway(pid)
+        assert mapped.kernel.read(0, SIZE) == expected
+        assert mapped.kernel.errors == []
+    with supervised(memory, *command) as mapped:
+        assert mapped.kernel.read(0, SIZE) == expected
 
 
 def test_a_planned_restart_answers_no_request_with_an_error(tmp_path, disk):

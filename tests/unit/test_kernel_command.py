@@ -19,7 +19,13 @@ def command(readonly: bool = False, force: bool = False, **options: str) -> list
 def test_nbdkit_serves_pool_and_image_on_the_private_socket_in_the_foreground():
     assert command()[:3] == ["nbdkit", "-U", "{socket}"]
     assert "-f" in command()
-    assert command(durability="journal")[-4:] == [str(PLUGIN), "pool=file:///srv/p", "image=disk", "durability=journal"]
+    parameters = command(durability="journal")[command().index(str(PLUGIN)) :]
+    assert parameters[1:4] == ["pool=file:///srv/p", "image=disk", "durability=journal"]
+
+
+def test_unflushed_writes_survive_the_gateway_beside_its_socket_unless_nothing_is_written():
+    assert command()[-1] == "unflushed={socket}-unflushed"
+    assert not any("unflushed" in part for part in command(readonly=True))
 
 
 def test_read_only_is_said_to_nbdkit_and_to_the_plugin():
@@ -40,7 +46,7 @@ def test_paths_are_made_absolute_and_other_options_left_alone():
     }
 
 
-@pytest.mark.parametrize("text", ["durability", "=x", "nonsense=1", "create=true", "size=1G"])
+@pytest.mark.parametrize("text", ["durability", "=x", "nonsense=1", "create=true", "size=1G", "unflushed=/tmp/x"])
 def test_an_option_that_is_none_or_has_no_place_here_is_refused(text):
     with pytest.raises(UsageError):
         read_options([text], {}, HERE)
