@@ -33,9 +33,13 @@ class Owner:
 
 
 def process_start(pid: int) -> str:
-    """Give a text that changes when a process number is used again; empty if there is no such process."""
+    """Give a text that changes when a process number is used again; empty if there is no such process.
+
+    One that has ended and was not yet waited for (a zombie; below a careless init that is for ever) counts as none.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
