@@ -1,6 +1,7 @@
 """`python -m bench`: the benchmarks and their options."""
 
 import os
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from bench.cases import choose
 from bench.ceph import cluster
 from bench.gateway import PROJECT
 from bench.large_image import Shape, build
+from bench.picture import draw
 from core.errors import BlockyardError, UsageError
 from core.units import parse_size
 
@@ -89,6 +91,17 @@ def open_image(
         rows.save(found, json_path)
 
 
+@bench.command()
+@click.argument("results", nargs=-1, required=True, type=_PATH)
+@click.option("--svg", type=_PATH, help="Draw the ratios there.")
+def show(results: tuple[Path, ...], svg: Path | None) -> None:
+    """Print what earlier runs of nbd wrote as one table, and draw it."""
+    found = [row for path in results for row in rows.load(path)]
+    click.echo(rows.table(found))
+    if svg is not None:
+        svg.write_text(draw(found), encoding="utf-8")
+
+
 def _tell_open(row: opening.OpenRow) -> None:
     click.echo(f"{row.store} {row.case}: {row.ours:,.3g} {row.unit}", err=True)
 
@@ -99,7 +112,8 @@ def _tell(row: rows.Row) -> None:
 
 
 def main() -> None:
-    """Run a benchmark; an error is one sentence and a status."""
+    """Run a benchmark; an error is one sentence and a status. A SIGTERM ends the servers too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         bench(prog_name="python -m bench")
     except UsageError as error:

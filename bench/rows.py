@@ -3,16 +3,31 @@
 import json
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bench.cases import Case
 from bench.fio import Measurement
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+_GOALS: Final[Mapping[tuple[str, str], float]] = {
+    ("rados", "rand-write-16"): 10.0,
+    ("rados", "rand-write-1"): 5.0,
+    ("s3", "rand-write-16"): 4.0,
+    ("s3", "seq-write"): 2.0,
+    ("s3", "seq-read"): 2.0,
+}
+"""The ratios that are wanted; 1 where nothing is said."""
+
+
+def goal(store: str, case: str) -> float:
+    """Give the ratio wanted for a case on a store."""
+    return _GOALS.get((store, case), 1.0)
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class Row:
     peer: float | None
     """None where there is no fair peer, or none was asked for."""
     ratio: float | None
+    goal: float | None
+    """The ratio that the project wants at least; None where the figure is only reported."""
     ratio_with_flush: float | None
     """The same with the flush after the case counted in: what was buffered has to be written by somebody at some time."""
     peer_name: str
@@ -97,6 +114,7 @@ def compare(store: str, case: Case, ours: Sequence[Observation], peer_name: str,
         ours=mine.value,
         peer=theirs.value if theirs is not None else None,
         ratio=_ratio(mine.value, theirs.value) if theirs is not None else None,
+        goal=goal(store, case.name) if theirs is not None else None,
         ratio_with_flush=_ratio(mine.with_flush, theirs.with_flush) if theirs is not None else None,
         peer_name=peer_name,
         ours_detail=mine,
@@ -113,6 +131,7 @@ def table(rows: Sequence[Row]) -> str:
         "ours",
         "peer",
         "ratio",
+        "goal",
         "with flush",
         "p50 µs",
         "p99 µs",
@@ -137,6 +156,7 @@ def table(rows: Sequence[Row]) -> str:
                 _figure(row.ours),
                 _figure(row.peer),
                 _figure(row.ratio, 2),
+                _figure(row.goal),
                 _figure(row.ratio_with_flush, 2),
                 both(lambda side: side.p50_us),
                 both(lambda side: side.p99_us),
@@ -172,6 +192,21 @@ def markdown(lines: Sequence[Sequence[str]], text: frozenset[int] = frozenset({0
         + "|"
     )
     return "\n".join([lay(lines[0]), rule, *(lay(line) for line in lines[1:])])
+
+
+def load(path: Path) -> list[Row]:
+    """Read what `save` wrote of a comparison."""
+    documents = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Row(
+            **{
+                **document,
+                "ours_detail": Side(**document["ours_detail"]),
+                "peer_detail": Side(**document["peer_detail"]) if document["peer_detail"] else None,
+            }
+        )
+        for document in documents
+    ]
 
 
 def save(rows: Sequence["DataclassInstance"], path: Path) -> None:
