@@ -14,8 +14,10 @@ from typing import Final
 import numpy as np
 
 from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError
 from core.format.checkpoint import Root
-from core.store.contract import Store
+from core.format.header import HEADER_BYTES, unpack_header
+from core.store.contract import ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES
 from core.volume import collector
 from core.volume.live_segment import LiveSegment
@@ -99,9 +101,21 @@ class Checkpointer:
         is durable: so either its barrier is seen here, or it sees that root, which needs nothing of what is deleted.
         """
         place = self._writer.published + 1
-        if self._store.head(self._names.segment(place)) is not None and self._writer.published < place:
+        while (nonce := self._nonce_at(place)) == self._writer.reign.nonce:
+            place += 1  # a put of our own that arrived and whose answer is still on its way
+        if nonce is not None:
             self._writer.lose_reign(place)
         return self._writer.failure is None
+
+    def _nonce_at(self, sequence: int) -> bytes | None:
+        """Give the nonce of whoever put the object at this place of the log, empty for an unreadable one, None if there is none."""
+        key = self._names.segment(sequence)
+        try:
+            return unpack_header(self._store.get_range(key, 0, HEADER_BYTES), key).nonce
+        except ObjectMissingError:
+            return None
+        except (ObjectShortError, IntegrityError):
+            return b""
 
     def _capture(self) -> _Capture | None:
         with self._lock:

@@ -8,7 +8,8 @@ Two sides that may run at once:
 1. Blocks lie in `_raw` densely, in the order they were written; frame `f` holds `_blocks[f]` of them from block `_bases[f]` on.
 2. A frame that was cut never changes; it is claimed by one thread, sealed once (invariant 4) and appended in order.
 3. `_raw` goes away only after every frame is in the growing file or in `_parts`: a reader that holds the segment always finds a
-   block, first in `_raw`, then in the frame's sealed bytes. Raw buffers are never used again, so a reader needs no lock.
+   block, first in `_raw`, then in the frame's sealed bytes. A buffer is used again only when no view of it is left (raw_buffers, 1), so a
+   reader needs no lock.
 """
 
 import threading
@@ -27,11 +28,14 @@ from core.format.segment import FrameTable, FrameTableBuilder, pack_index
 from core.store.contract import Buffer, GrowingFile
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
 from core.volume.block_map import POSITION_BITS, SLOT_BITS
+from core.volume.raw_buffers import RawBuffers
 
 if TYPE_CHECKING:
     from core.crypto.aead import Aead
 
 _RECORDS_BYTES: Final = limits.FRAME_RECORDS * RECORD_BYTES
+_RECORDS_LIMIT: Final = limits.SEGMENT_RECORDS - limits.FRAME_RECORDS - limits.SEGMENT_BLOCKS
+"""Records in ended frames after which a segment takes no more: the frame at hand and one write of every block still fit."""
 _ORDER_WAIT_S: Final = 60.0
 _SEAL_FRAMES: Final = 32
 """Frames compressed in one call."""
@@ -52,6 +56,7 @@ class LiveSegment:
         create_file: Callable[[], GrowingFile] | None,
         on_sealed: Callable[[], None] = lambda: None,
         on_frame: Callable[[int, OpenFrame], None] = lambda _key, _frame: None,
+        buffers: RawBuffers | None = None,
     ) -> None:
         self.sequence = header.sequence
         self.file: GrowingFile | None = None
@@ -68,10 +73,13 @@ class LiveSegment:
         self.aead: Aead = object_aead(keys, header, packed)
         self._keys = keys
         self._packed_header = packed
-        self._raw: memoryview | None = memoryview(bytearray(limits.SEGMENT_BLOCKS * BLOCK_BYTES))
+        self._buffers = buffers or RawBuffers()
+        self._buffer = self._buffers.take()
+        self._raw: memoryview | None = memoryview(self._buffer)
         self._bases = array("I")
         self._blocks = array("B")
         self._records: list[bytes] = []
+        self._record_count = 0
         self._frame_base = 0
         self._frame_records = bytearray()
         self._claimed = 0
@@ -90,7 +98,9 @@ class LiveSegment:
 
     @property
     def room_blocks(self) -> int:
-        """Blocks that still fit; 0 also when the frames are used up: one write may need one more than its blocks fill."""
+        """Blocks that still fit; 0 also when frames or records are used up: one write may need one frame more than its blocks fill."""
+        if self._record_count > _RECORDS_LIMIT:
+            return 0
         frames = limits.SEGMENT_FRAMES - 1 - len(self._bases)
         return max(0, min(limits.SEGMENT_BLOCKS - self.used_blocks, (frames - 1) * BLOCKS_PER_FRAME))
 
@@ -144,6 +154,7 @@ class LiveSegment:
         self._bases.append(self._frame_base)
         self._blocks.append(blocks)
         self._records.append(bytes(self._frame_records))
+        self._record_count += len(self._frame_records) // RECORD_BYTES
         self._frame_base += blocks
         self._frame_records = bytearray()
 
@@ -164,10 +175,16 @@ class LiveSegment:
     # Storing.
 
     def seal(self, frames: range, compressor: Compressor) -> None:
-        """Seal the claimed frames and append what is in order now."""
+        """Seal the claimed frames and append what is in order now. An append that fails leaves none of them unsealed."""
+        trouble: StoreError | None = None
         for start in range(frames.start, frames.stop, _SEAL_FRAMES):
             self._seal_some(range(start, min(start + _SEAL_FRAMES, frames.stop)), compressor)
-            self.append_ready()
+            try:
+                self.append_ready()
+            except StoreError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
 
     def _seal_some(self, frames: range, compressor: Compressor) -> None:
         raw = self._raw
@@ -210,6 +227,8 @@ class LiveSegment:
     def _let_go_of_raw(self) -> None:
         if self._raw is not None:
             self._raw = None
+            self._buffers.give_back(self._buffer)
+            self._buffer = bytearray()
             self._on_sealed()
 
     def _push(self) -> None:

@@ -31,6 +31,7 @@ from core.store.contract import ObjectExistsError
 from core.units import Epoch, Sequence
 from core.volume.live_segment import LiveSegment
 from core.volume.medium import Medium
+from core.volume.raw_buffers import RawBuffers
 from core.world import World
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class LogWriter:
         self._on_published = on_published
         self._on_frame = on_frame
         self._compressor = Compressor(compression)
+        self._buffers = RawBuffers()
         self._open: LiveSegment | None = None
         self._last_change_s = 0.0
         self._state = threading.Condition()
@@ -161,8 +163,9 @@ class LogWriter:
             self._close_open(segment, inline=False)
         sequence = self.next_sequence
         header = new_header(self._keys, Kind.SEGMENT, self.reign, sequence, self._world.random_bytes(32))
+        create_file = self._medium.create_file(self.reign.epoch, sequence)
         segment = LiveSegment(
-            self._keys, header, self._medium.create_file(self.reign.epoch, sequence), self._note_sealed
+            self._keys, header, create_file, on_sealed=self._note_sealed, on_frame=self._on_frame, buffers=self._buffers
         )
         self.next_sequence = sequence + 1
         self._live[sequence] = segment
