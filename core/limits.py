@@ -11,6 +11,8 @@ SEGMENT_FRAMES: Final = 8192
 """Frames in one segment; more than blocks / 8 because a flush seals a frame that is not full."""
 FRAME_RECORDS: Final = 64
 """Extent, trim and resize records in one frame."""
+SEGMENT_RECORDS: Final = 32768
+"""Records of one segment. They stand in its index, too, which is read whole."""
 SEGMENT_BYTES: Final = 16 * MIB
 """Stored bytes of one segment, all in."""
 PAGE_ENTRIES: Final = 1024

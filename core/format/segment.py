@@ -21,7 +21,7 @@ FIRST_DIGEST: Final = bytes(DIGEST_BYTES)
 FRAME_DIGEST_BYTES: Final = 16
 _COUNTS: Final = struct.Struct(f"<{DIGEST_BYTES}sII")
 _ENTRY_BYTES: Final = 4 + 4 + 2 + 1 + FRAME_DIGEST_BYTES
-INDEX_BYTES: Final = _COUNTS.size + limits.SEGMENT_FRAMES * (_ENTRY_BYTES + 4 * RECORD_BYTES)
+INDEX_BYTES: Final = _COUNTS.size + limits.SEGMENT_FRAMES * _ENTRY_BYTES + limits.SEGMENT_RECORDS * RECORD_BYTES
 """Bound of an index before it is sealed."""
 
 assert sys.byteorder == "little", "arrays are stored as they are in memory"

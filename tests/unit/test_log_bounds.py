@@ -1,0 +1,124 @@
+"""What a log's writer must not do to itself: make an index nobody reads back, or take its own put for a barrier."""
+
+import threading
+
+import pytest
+
+from core import limits
+from core.errors import FencedError
+from core.format.compression import Compression, Compressor
+from core.format.header import Header, Kind
+from core.store.contract import Buffer
+from core.store.memory import MemoryStore
+from core.units import BLOCK_BYTES, MIB, Epoch, Sequence
+from core.volume.frame_reader import load_log_object
+from core.volume.image import Image
+from core.volume.live_segment import LiveSegment
+from core.volume.names import VolumeNames
+from core.volume.opening import open_volume
+from core.volume.options import ImageOptions
+from tests.helpers import POOL_ID, PREFIX, real_world, volume_keys
+
+
+def test_a_segment_takes_no_more_trims_than_its_index_may_hold():
+    keys, names, store = volume_keys(), VolumeNames(PREFIX), MemoryStore()
+    assert keys.signer is not None
+    header = Header(
+        Kind.SEGMENT,
+        keys.algorithm,
+        keys.key_id,
+        POOL_ID,
+        keys.volume_id,
+        Epoch(1),
+        Sequence(9),
+        bytes(16),
+        bytes(32),
+        keys.signer.writer_id,
+    )
+    segment = LiveSegment(keys, header, None)
+    trims = 0
+    while segment.room_blocks:
+        segment.trim(2 * trims, 1)
+        trims += 1
+    assert limits.SEGMENT_RECORDS // 2 < trims < limits.SEGMENT_RECORDS
+    segment.seal(segment.close(), Compressor(Compression.parse("none")))
+    segment.finish(bytes(32))
+    store.put(names.segment(9), segment.whole_bytes())
+    found = load_log_object(store, names, keys, 9)
+    assert sum(len(records) for records in found.frames.each_frame_records("it")) == trims
+
+
+class SlowAnswers(MemoryStore):
+    """A store that has a segment before it says so, as any store behind a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold = False
+        self.arrived = threading.Event()
+        self.answer = threading.Event()
+
+    def put(self, key: str, data: Buffer) -> None:
+        super().put(key, data)
+        if self.hold and "/log/" in key and threading.current_thread() is not threading.main_thread():
+            self.arrived.set()
+            assert self.answer.wait(30)
+
+
+def open_writer(store: MemoryStore, *, force: bool = False) -> Image:
+    return open_volume(
+        store,
+        PREFIX,
+        volume_keys(),
+        "disk",
+        MIB,
+        writable=True,
+        options=ImageOptions(),
+        force=force,
+        world=real_world(),
+    )
+
+
+def test_a_put_of_our_own_whose_answer_is_on_its_way_is_no_barrier():
+    store = SlowAnswers()
+    image = open_writer(store)
+    image.write(0, b"a" * BLOCK_BYTES)
+    store.hold = True
+    flushing = threading.Thread(target=image.flush)
+    flushing.start()
+    assert store.arrived.wait(30)
+    assert image.checkpointer is not None
+    assert image.checkpointer.check_reign()
+    store.answer.set()
+    flushing.join()
+    assert not image.fenced
+    image.close()
+
+
+def test_a_barrier_behind_a_put_of_our_own_is_found_2():
+    store = SlowAnswers()
+    old = open_writer(store)
+    old.write(0, b"a" * BLOCK_BYTES)
+    store.hold = True
+    refused: list[BaseException] = []
+
+    def flush() -> None:
+        try:
+            old.flush()
+        except FencedError as error:
+            refused.append(error)
+
+    flushing = threading.Thread(target=flush)
+    flushing.start()
+    assert store.arrived.wait(30)
+    new = open_writer(store, force=True)
+    assert old.checkpointer is not None
+    assert not old.checkpointer.check_reign()
+    store.answer.set()
+    flushing.join()
+    with pytest.raises(FencedError):
+        old.flush()
+    block = bytearray(BLOCK_BYTES)
+    new.read_into(0, block)
+    assert block == b"a" * BLOCK_BYTES
+    new.close()
+    old.close()
