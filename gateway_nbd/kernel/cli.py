@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from core.cli.session import Session
+from core.units import format_size
 from gateway_nbd.kernel.limits import (
     CONNECTIONS,
     CONNECTIONS_MAX,
@@ -147,7 +148,8 @@ def mapped_verb(as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     for row in found:
-        click.echo(f"{row['device']}\t{row['image']}\t{row['size_bytes']}\t{row['status']}")
+        size = format_size(int(str(row["size_bytes"])))
+        click.echo(f"{row['device'] or '-':<12} {size:>10}  {row['image']}  ({row['status']})")
 
 
 def _row(state: MappingState, alive: bool) -> dict[str, object]:

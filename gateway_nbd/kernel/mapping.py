@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from core.errors import BlockyardError, WorldError
+from core.errors import BlockyardError, UsageError, WorldError
 from gateway_nbd.kernel.control import UNMAP, ask, await_report, report
 from gateway_nbd.kernel.device import Device, InUseError
 from gateway_nbd.kernel.gateway import Gateway, end_stray
 from gateway_nbd.kernel.host import become_io_flusher, open_netlink
 from gateway_nbd.kernel.runtime import MappingFolder, MappingState
 from gateway_nbd.kernel.supervisor import Supervisor, Wishes, World
+from gateway_nbd.unflushed import check_in_memory
 
 _LOG = logging.getLogger("blockyard.map")
 
@@ -64,6 +65,7 @@ def map_image(order: Order, runtime: Path) -> str:
 def serve_mapping(order: Order, folder: MappingFolder, on_mapped: Callable[[str], None]) -> None:
     """Be the supervisor of one mapping until it is unmapped; SIGTERM and SIGINT ask for that, SIGHUP for an upgrade."""
     with open_netlink(order.image) as kernel, contextlib.ExitStack() as stack:
+        _check_in_memory(folder)
         folder.acquire()
         stack.callback(folder.release)
         become_io_flusher()
@@ -97,6 +99,17 @@ def unmap(folder: MappingFolder, state: MappingState, *, alive: bool, force: boo
     else:
         with device.exclusive():
             _disconnect(folder, state, alive=alive)
+
+
+def _check_in_memory(folder: MappingFolder) -> None:
+    """Refuse a runtime directory on a disk: unflushed writes are kept there, and nothing there may outlive a reboot."""
+    try:
+        check_in_memory(folder.gateway)
+    except UsageError as error:
+        raise UsageError(
+            f"{folder.path.parent} is on a disk; for map, unmap and mapped alike, set BLOCKYARD_RUNTIME_DIR to a "
+            "directory on a tmpfs, such as /dev/shm/blockyard"
+        ) from error
 
 
 def _disconnect(folder: MappingFolder, state: MappingState, *, alive: bool) -> None:

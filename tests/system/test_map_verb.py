@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from map_guest import REPOSITORY
+
+from gateway_nbd.kernel.runtime import MappingFolder, MappingState
 
 pytestmark = pytest.mark.system
 
@@ -46,6 +49,29 @@ def test_without_the_driver_map_says_so_and_gives_the_commands_of_other_ways(blo
 def test_nothing_mapped_is_an_empty_list(blockyard):
     assert json.loads(blockyard("mapped", "--json").stdout) == []
     assert blockyard("mapped").stdout == ""
+
+
+def test_a_mapping_is_listed_with_its_size_and_whether_its_supervisor_lives(blockyard, tmp_path):
+    (tmp_path / "run").mkdir(mode=0o700)
+    folder = MappingFolder(tmp_path / "run", "pool/disk").acquire()
+    state = MappingState(
+        image="pool/disk",
+        index=7,
+        serving=True,
+        supervisor_pid=1,
+        gateway_pid=2,
+        started="2026-01-01T00:00:00+00:00",
+        readonly=False,
+        connections=4,
+        size_bytes=10 << 30,
+    )
+    folder.write(state)
+    assert blockyard("mapped").stdout.split() == ["/dev/nbd7", "10", "GiB", "pool/disk", "(served)"]
+    folder.write(replace(state, serving=False))
+    (row,) = json.loads(blockyard("mapped", "--json").stdout)
+    assert (row["device"], row["size_bytes"], row["status"]) == ("/dev/nbd7", 10 << 30, "waiting for its gateway")
+    folder.release()
+    assert "stale" in blockyard("mapped").stdout
 
 
 @pytest.mark.parametrize("name", ["/dev/nbd0", "pool/disk"])
