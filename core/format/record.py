@@ -1,4 +1,4 @@
-"""Small sealed and signed records: pool descriptions, names, image descriptions, locks, leases (docs/format-records.md).
+"""Small sealed and signed records: pool descriptions, names, image descriptions, locks, leases (docs/format.md).
 
 A record is bound to its pool, its kind and its own store key: swapped with a sibling it is an IntegrityError.
 All functions are pure; the salt comes in. A record's fields are a msgpack map with text keys.

@@ -1,4 +1,4 @@
-"""A key slot as bytes (docs/format-records.md, "Key slot"). Pure functions.
+"""A key slot as bytes (docs/format.md, "Key slot"). Pure functions.
 
 The wrapped payload opens with the slot's secret; the info that follows it is a record that opens with the pool key.
 """

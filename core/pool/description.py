@@ -1,4 +1,4 @@
-"""A pool's signed description: who may write, since when, in which format (docs/format-records.md, POOL).
+"""A pool's signed description: who may write, since when, in which format (docs/format.md, POOL).
 
 Owns nothing in memory but `PoolVerifiers`, whose set of writers any thread may ask; a lock guards its reload.
 Invariants: (a) revisions are immutable and numbered without gaps by whoever publishes the next one first;

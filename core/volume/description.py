@@ -1,4 +1,4 @@
-"""The sealed description of an image: what never changes about it (docs/format-records.md, IMAGE). Stateless; any thread."""
+"""The sealed description of an image: what never changes about it (docs/format.md, IMAGE). Stateless; any thread."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,6 +1,6 @@
 """Resizing an image that another process writes: a signed request record, which the live writer applies and answers.
 
-`image/<volume>/resize` is advisory (docs/format-records.md, RESIZE): losing it loses a request and nothing else. One process
+`image/<volume>/resize` is advisory (docs/format.md, RESIZE): losing it loses a request and nothing else. One process
 asks (`ask`, then `answer_to` until it is there), the live writer looks at each heartbeat (`pending`, then `answer`).
 Holds one nonce, the last it answered; one thread at a time asks for what is pending.
 """

@@ -1,4 +1,4 @@
-"""Sealed and signed records: docs/format-records.md, "Record", and invariant 6 for them."""
+"""Sealed and signed records: docs/format.md, "Record", and invariant 6 for them."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Key slots as bytes: docs/format-records.md, "Key slot"."""
+"""Key slots as bytes: docs/format.md, "Key slot"."""
 
 import contextlib
 import dataclasses
