@@ -1,6 +1,5 @@
 """`python -m bench`: the benchmarks and their options."""
 
-import os
 import signal
 import sys
 import tempfile
@@ -125,5 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
     main()

@@ -31,6 +31,7 @@ def draw(rows: Sequence[Row]) -> str:
     ]
     y = _TOP
     for store, each in groups:
+        parts.append(f'<rect x="0" y="{y + 8}" width="{_WIDTH - _RIGHT}" height="20" fill="white"/>')
         parts.append(_text(10, y + 22, f"{store}:// against {each[0].peer_name}", weight="bold"))
         y += _HEAD
         for row in each:
