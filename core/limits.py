@@ -31,7 +31,7 @@ ARGON2_MEMORY_KIB: Final = 1024 * 1024
 ARGON2_ITERATIONS: Final = 16
 ARGON2_LANES: Final = 16
 """The most that a stored slot may ask of the machine that tries it."""
-CHECKPOINT_ROOT_BYTES: Final = 256 * MIB
+CHECKPOINT_ROOT_BYTES: Final = 64 * MIB
 
 # The writer.
 BARRIER_WINDOW: Final = 1024
@@ -40,7 +40,7 @@ UNPUBLISHED_SEGMENTS: Final = 64
 """Closed segments that are not yet objects; with the local store they are files, not memory."""
 INFLIGHT_RAM_SEGMENTS: Final = 8
 """Closed segments of a store without growing files: their sealed bytes are held in memory until the put is done."""
-UNSEALED_SEGMENTS: Final = 4
+UNSEALED_SEGMENTS: Final = 3
 """Closed segments whose blocks still wait to be compressed and sealed."""
 PUT_THREADS: Final = 8
 SEAL_THREADS: Final = 2
@@ -55,7 +55,7 @@ CHECKPOINT_DIRTY_PAGES: Final = 8192
 # Memory.
 MAP_PAGES_RAM: Final = 8192
 """Map pages in memory (64 MiB, 32 GiB of mapped image)."""
-RAM_CACHE_BYTES: Final = 128 * MIB
+RAM_CACHE_BYTES: Final = 192 * MIB
 SEGMENT_TABLES_RAM: Final = 4096
 """Frame tables of segments in memory."""
 

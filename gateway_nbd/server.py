@@ -16,6 +16,7 @@ from typing import Protocol
 
 from core.errors import BlockyardError, NotFoundError, StoreTimeoutError
 from gateway_nbd import limits, parameters
+from gateway_nbd.allocator import bound_arenas
 from gateway_nbd.connection import BlockImage, Connection, wire_errno
 from gateway_nbd.exports import Exports, ImageSource
 from gateway_nbd.gate import GatedImage
@@ -83,6 +84,7 @@ class Gateway:
 
     def after_fork(self) -> None:
         """Make what has threads."""
+        bound_arenas()
         chosen = self._chosen
         self._exports = Exports(
             _LazySource(self._pool.connect),
