@@ -218,10 +218,10 @@ class LiveSegment:
                 if self._create_file is None:
                     self._parts += (header, body)
                 number += 1
+            self._order.notify_all()  # also if the push fails: the frames are in order, and whoever waits pushes them again
             self._push()
             if self.closed and number == len(self._bases):
                 self._let_go_of_raw()
-            self._order.notify_all()
             return number
 
     def _let_go_of_raw(self) -> None:
