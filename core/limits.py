@@ -38,11 +38,11 @@ BARRIER_WINDOW: Final = 1024
 """Sequences a barrier skips: more than any writer may have in flight."""
 UNPUBLISHED_SEGMENTS: Final = 64
 """Closed segments that are not yet objects; with the local store they are files, not memory."""
-INFLIGHT_RAM_SEGMENTS: Final = 8
+INFLIGHT_RAM_SEGMENTS: Final = 6
 """Closed segments of a store without growing files: their sealed bytes are held in memory until the put is done."""
 UNSEALED_SEGMENTS: Final = 3
 """Closed segments whose blocks still wait to be compressed and sealed."""
-PUT_THREADS: Final = 8
+PUT_THREADS: Final = 6
 SEAL_THREADS: Final = 2
 DURABLE_WAIT_S: Final = 300.0
 """A flush or a write waits this long for a store that does not answer, then fails; what it waited for is kept and tried on."""

@@ -88,6 +88,7 @@ class LiveSegment:
         self._table = FrameTableBuilder()
         self._unappended: list[Buffer] = [packed]
         self._parts: list[Buffer] = []
+        self._whole = b""
 
     def __del__(self) -> None:
         # Readers hold a segment without a lock (3), so its file is closed when the last of them has let go.
@@ -272,14 +273,15 @@ class LiveSegment:
                 self.size_bytes = end + len(sealed) + len(footer)
                 self._unappended += (sealed, footer)
                 if self._create_file is None:
-                    self._parts += (sealed, footer)
+                    self._whole = b"".join((self._packed_header, *self._parts, sealed, footer))
+                    self._parts = []
             self._push()
             self._let_go_of_raw()
             self.ended.set()
 
     def whole_bytes(self) -> bytes:
         """Give all bytes of a finished segment that has no growing file."""
-        return b"".join((self._packed_header, *self._parts))
+        return self._whole
 
     @property
     def table(self) -> FrameTable:
@@ -300,8 +302,11 @@ class LiveSegment:
 
     def frame_bytes(self, number: int) -> bytes:
         """Give one appended frame as it is stored: header and body."""
-        if self.file is None:
+        offset, length = self._table.place(number)
+        if self.file is not None:
+            return self.file.read(offset, length)
+        with self._order:
+            if self._whole:
+                return self._whole[offset : offset + length]
             header, body = self._parts[2 * number : 2 * number + 2]
             return bytes(header) + bytes(body)
-        offset, length = self._table.place(number)
-        return self.file.read(offset, length)
