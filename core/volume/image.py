@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core import limits
-from core.errors import BlockyardError, ReadOnlyError, StoreError, UsageError
+from core.errors import BlockyardError, IntegrityError, ReadOnlyError, StoreError, UsageError
 from core.store.contract import Buffer
 from core.units import BLOCK_BYTES
 from core.volume.block_map import BlockMap, Entries
@@ -129,10 +129,15 @@ class Image:
             block = offset >> _SHIFT
             page = self._entries_of_page.get(block >> _PAGE_SHIFT)
             entry = page[block & _PAGE_MASK] if page is not None else self._entry(block)
-            if entry:
-                self.reader.read_block(entry, memoryview(buffer))
-            else:
+            if not entry:
                 buffer[:] = _ZERO_BLOCK
+                return
+            try:
+                self.reader.read_block(entry, memoryview(buffer))
+            except IntegrityError:
+                if self._entry(block) == entry:
+                    raise
+                self._read(offset, memoryview(buffer))  # written anew and collected since the entry was looked up
             return
         self._check_range(offset, length)
         if length:
@@ -147,14 +152,20 @@ class Image:
         if self._read_ahead is not None:
             self._read_ahead.note(offset, len(out), self._state.size_bytes)
         first, end = offset >> _SHIFT, (offset + len(out) + _MASK) >> _SHIFT
-        entries: list[int] = self._entries(first, end - first).tolist()
         head = offset & _MASK
-        if not head and not len(out) & _MASK:
-            self.reader.read_entries(entries, out)
-            return
-        whole = memoryview(bytearray((end - first) * BLOCK_BYTES))
-        self.reader.read_entries(entries, whole)
-        out[:] = whole[head : head + len(out)]
+        whole = out if not head and not len(out) & _MASK else memoryview(bytearray((end - first) * BLOCK_BYTES))
+        entries: list[int] = self._entries(first, end - first).tolist()
+        while True:
+            try:
+                self.reader.read_entries(entries, whole)
+                break
+            except IntegrityError:
+                newer: list[int] = self._entries(first, end - first).tolist()
+                if newer == entries:
+                    raise
+                entries = newer  # written anew and collected since the entries were looked up
+        if whole is not out:
+            out[:] = whole[head : head + len(out)]
 
     def _entry(self, block: int) -> int:
         while (entry := self._map.get(block)) is None:
