@@ -30,7 +30,7 @@ SITE_PACKAGES = Path(sys.prefix) / "lib" / f"python{sys.version_info.major}.{sys
 NBDKIT_LIBRARY = Path("/usr/lib/x86_64-linux-gnu/nbdkit")
 STANDARD_LIBRARY = Path(os.__file__).resolve().parent
 TOOLS = (
-    "busybox", "nbdkit", "mke2fs", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "nbd-client", "python3",
+    "busybox", "nbdkit", "mke2fs", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_growfs", "nbd-client", "python3",
 )  # fmt: skip
 NBDKIT_PARTS = ("plugins/nbdkit-python-plugin.so", "plugins/nbdkit-memory-plugin.so", "plugins/nbdkit-file-plugin.so")
 MODULES = ("virtio_pci", "virtio_blk", "nbd", "xfs")
@@ -207,7 +207,7 @@ def _below(root: Path, path: Path) -> Path:
 
 def _root_disk() -> Path:
     files = sorted(set(_root_files()))
-    digest = hashlib.sha256(f"{ROOT_DISK_BYTES} 3".encode())
+    digest = hashlib.sha256(f"{ROOT_DISK_BYTES} 4".encode())
     for file in files:
         digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
     disk = CACHE / f"root-{digest.hexdigest()[:16]}.ext4"

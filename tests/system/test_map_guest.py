@@ -41,16 +41,6 @@ def from_disk(disk: Path, name: str, target: Path) -> Path:
     return target
 
 
-def check_filesystem(image: Path) -> None:
-    """The filesystem is clean, and every file in it has the sum that the guest wrote down."""
-    subprocess.run(["e2fsck", "-fn", str(image)], check=True, capture_output=True)
-    tree = image.parent / "tree"
-    tree.mkdir()
-    subprocess.run(["debugfs", "-R", f"rdump / {tree}", str(image)], check=True, capture_output=True)
-    done = subprocess.run(["sha256sum", "-c", "sums"], cwd=tree, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_a_mounted_filesystem_never_sees_its_gateway_die(tmp_path):
     pool_disk = make_pool_disk(tmp_path / "pool", 512 << 20)
     result = guest("driver.sh", tmp_path, pool_disk)
@@ -59,7 +49,7 @@ def test_a_mounted_filesystem_never_sees_its_gateway_die(tmp_path):
     for said in (
         "mapped at /dev/nbd0, backend blockyard-",
         "the stopped gateway was killed",
-        "grown to 327680 sectors",
+        "grown to 786432 sectors",
         "unmap refused with status 6",
         "second map refused",
         '"status": "stale',
@@ -72,25 +62,27 @@ def test_a_mounted_filesystem_never_sees_its_gateway_die(tmp_path):
     ):
         assert said in result.output
     image = from_disk(pool_disk, "disk", tmp_path / "disk")
-    assert image.stat().st_size == 160 << 20
-    check_filesystem(image)
+    assert image.stat().st_size == 384 << 20
+    subprocess.run(["xfs_repair", "-n", str(image)], check=True, capture_output=True)
+    with loop_mounted(image, tmp_path / "mnt") as tree:
+        assert whole_files(tree) == 36
 
 
 def test_an_image_mapped_by_the_command_keeps_every_byte_through_kills_upgrade_and_growth(tmp_path):
     host = tmp_path / "host"
     (host / "p").mkdir(parents=True)
     blockyard("pool", "create", f"file://{host}/p", "--new-key-file", str(host / "key"))
-    blockyard("image", "create", f"file://{host}/p/disk", "320M", "--key-file", str(host / "key"))
+    blockyard("image", "create", f"file://{host}/p/disk", "64M", "--key-file", str(host / "key"))
     pool_disk = make_pool_disk(tmp_path / "pool", 512 << 20, host)
     result = guest("image.sh", tmp_path, pool_disk)
     assert result.status == 0
     assert no_io_error(result)
     for said in (
         "mapped at /dev/nbd0",
-        "grown to 1048576 sectors",
+        "grown to 196608 sectors",
         "unmap refused with status 6",
         "all files are whole",
-        '"size_bytes": 536870912',
+        '"size_bytes": 100663296',
         "unmapped",
         "nothing is left",
     ):
@@ -101,12 +93,17 @@ def test_an_image_mapped_by_the_command_keeps_every_byte_through_kills_upgrade_a
     subprocess.run(["debugfs", "-R", f"rdump /p {back}", str(pool_disk)], check=True, capture_output=True)
     raw = tmp_path / "raw"
     blockyard("image", "export", f"file://{back}/p/disk", str(raw), "--key-file", str(host / "key"))
-    assert raw.stat().st_size == 512 << 20
-    subprocess.run(["xfs_repair", "-n", str(raw)], check=True, capture_output=True)
+    assert raw.stat().st_size == 96 << 20
+    subprocess.run(["e2fsck", "-fn", str(raw)], check=True, capture_output=True)
     with loop_mounted(raw, tmp_path / "mnt") as tree:
-        done = subprocess.run(["sha256sum", "-c", "sums"], cwd=tree, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count(": OK\n") == 18
+        assert whole_files(tree) == 18
+
+
+def whole_files(tree: Path) -> int:
+    """Count the files that have the sum which the guest wrote down; one that has not fails the test."""
+    done = subprocess.run(["sha256sum", "-c", "sums"], cwd=tree, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.count(": OK\n")
 
 
 def blockyard(*arguments: str) -> None:
@@ -116,7 +113,7 @@ def blockyard(*arguments: str) -> None:
 @contextmanager
 def loop_mounted(image: Path, place: Path) -> Iterator[Path]:
     place.mkdir()
-    subprocess.run(["mount", "-o", "loop,ro,norecovery", str(image), str(place)], check=True)
+    subprocess.run(["mount", "-o", "loop,ro", str(image), str(place)], check=True)
     try:
         yield place
     finally:

@@ -1,4 +1,5 @@
-# What the real driver of a Debian kernel does with our supervisor. The gateway is nbdkit's file plugin on /pool/disk, so that
+# What the real driver of a Debian kernel does with our supervisor, under XFS: the filesystem that shuts down at the first
+# lost write. The gateway is nbdkit's file plugin on /pool/disk, so that
 # nothing but the kernel, the supervisor and a plain file is between a write and the host that looks at it afterwards.
 cd "$REPOSITORY"
 verb() { "$PYTHON" tests/system/in_map_guest/verb.py "$@"; }
@@ -15,10 +16,10 @@ write_files() { # PREFIX COUNT: files of 1 MiB, each durable before the next
   done
 }
 
-truncate -s 96M /pool/disk
+truncate -s 320M /pool/disk
 device=$(map)
 say "mapped at $device, backend $(cat /sys/block/nbd0/backend)"
-mkfs.ext4 -q "$device"
+mkfs.xfs -q "$device"
 mount "$device" /mnt
 
 say killing the gateway while files are written
@@ -45,9 +46,9 @@ until_another_serves "$gateway"
 wait $!
 
 say growing
-truncate -s 160M /pool/disk
-while [ "$(cat /sys/block/nbd0/size)" = 196608 ]; do usleep 50000; done
-resize2fs "$device" 2>/dev/null
+truncate -s 384M /pool/disk
+while [ "$(cat /sys/block/nbd0/size)" = 655360 ]; do usleep 50000; done
+xfs_growfs /mnt > /dev/null
 say "grown to $(cat /sys/block/nbd0/size) sectors"
 write_files grown 4
 

@@ -1,4 +1,4 @@
-# A real image of a real pool, mapped by the real command, under XFS: the filesystem that shuts down at the first lost write.
+# A real image of a real pool, mapped by the real command, under ext4.
 cd "$REPOSITORY"
 field() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" /run/blockyard/map-*/state.json; }
 say() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
@@ -17,7 +17,7 @@ export BLOCKYARD_KEY_FILE=/pool/key
 image=file:///pool/p/disk
 device=$(blockyard map "$image" --timeout 10)
 say "mapped at $device"
-mkfs.xfs -q "$device"
+mkfs.ext4 -q "$device"
 mount "$device" /mnt
 say mounted
 write_files calm 2
@@ -41,8 +41,9 @@ until_another_serves "$gateway"
 wait $!
 
 say growing
-blockyard image resize "$image" 512M
-while [ "$(cat /sys/block/nbd0/size)" != 1048576 ]; do usleep 100000; done
+blockyard image resize "$image" 96M
+while [ "$(cat /sys/block/nbd0/size)" != 196608 ]; do usleep 100000; done
+resize2fs "$device" 2> /dev/null
 write_files grown 2
 say "grown to $(cat /sys/block/nbd0/size) sectors"
 
