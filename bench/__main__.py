@@ -58,7 +58,7 @@ def nbd(
         directory=directory,
     )
     found = nbd8.run(plan, _tell)
-    click.echo("\n" + rows.table(found))
+    click.echo("\n" + rows.with_conditions(found))
     if json_path is not None:
         rows.save(found, json_path)
 
@@ -93,10 +93,14 @@ def open_image(
 @bench.command()
 @click.argument("results", nargs=-1, required=True, type=_PATH)
 @click.option("--svg", type=_PATH, help="Draw the ratios there.")
-def show(results: tuple[Path, ...], svg: Path | None) -> None:
+@click.option("--into", type=_PATH, help="Put the table between the marks of this document.")
+def show(results: tuple[Path, ...], svg: Path | None, into: Path | None) -> None:
     """Print what earlier runs of nbd wrote as one table, and draw it."""
     found = [row for path in results for row in rows.load(path)]
-    click.echo(rows.table(found))
+    text = rows.with_conditions(found)
+    click.echo(text)
+    if into is not None:
+        into.write_text(rows.put_between(into.read_text(encoding="utf-8"), text), encoding="utf-8")
     if svg is not None:
         svg.write_text(draw(found), encoding="utf-8")
 

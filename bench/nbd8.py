@@ -3,6 +3,9 @@
 Both sides run all the time and only one is loaded, so that whatever the machine does to one it does to the other.
 """
 
+import datetime as dt
+import os
+import platform
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +56,7 @@ def parse_stores(text: str) -> tuple[str, ...]:
 def run(plan: Plan, report: Callable[[Row], None]) -> list[Row]:
     """Run the plan, reporting each row when it is there. Everything it started is stopped and its directory removed."""
     rows: list[Row] = []
+    conditions = _conditions(plan)
     with ExitStack() as stack:
         directory = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="blockyard-bench-", dir=plan.directory))
@@ -64,7 +68,7 @@ def run(plan: Plan, report: Callable[[Row], None]) -> list[Row]:
             here = directory / store
             here.mkdir()
             with _contenders(store, here, ceph, plan) as sides:
-                for row in _compare_all(store, plan, sides):
+                for row in _compare_all(store, plan, sides, conditions):
                     report(row)
                     rows.append(row)
     return rows
@@ -103,7 +107,21 @@ def _start_peer(store: str, directory: Path, ceph: Ceph | None) -> Contender:
     return Rbd(directory, ceph) if store == "rados" else S3Backer(directory, ceph)
 
 
-def _compare_all(store: str, plan: Plan, sides: Sequence[Contender]) -> Iterator[Row]:
+def _conditions(plan: Plan) -> str:
+    """Say on what and how the figures were made."""
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
+    ]
+    processor = models[0].partition(":")[2].strip() if models else platform.machine()
+    load = f"{os.getloadavg()[0]:.1f}"
+    return (
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores of {processor}, Linux {platform.release()}, "
+        f"load {load} before it began; {plan.rounds} × {plan.seconds:g} s a case, medians"
+        + (f"; with {' '.join(plan.parameters)}" if plan.parameters else "")
+    )
+
+
+def _compare_all(store: str, plan: Plan, sides: Sequence[Contender], conditions: str) -> Iterator[Row]:
     for side in sides:
         fio.run(side.target, FILL, None)
         side.settle()
@@ -114,7 +132,8 @@ def _compare_all(store: str, plan: Plan, sides: Sequence[Contender]) -> Iterator
                 if not (case.synced and side.name in _NOT_DURABLE):
                     observations.append(_observe(side, case, plan.seconds))
         has_peer = len(sides) > 1 and bool(seen[1])
-        yield compare(store, case, seen[0], sides[1].name if has_peer else "", seen[1] if has_peer else [])
+        name, theirs = (sides[1].name, seen[1]) if has_peer else ("", [])
+        yield compare(store, case, seen[0], name, theirs, conditions)
 
 
 def _observe(side: Contender, case: Case, seconds: float) -> Observation:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from bench.cases import Case
 from bench.fio import Measurement
+from core.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+
+_BEGIN: Final = "<!-- the table begins: python -m bench show -->"
+_END: Final = "<!-- the table ends -->"
 
 _GOALS: Final[Mapping[tuple[str, str], float]] = {
     ("rados", "rand-write-16"): 10.0,
@@ -77,6 +81,8 @@ class Row:
     peer_name: str
     ours_detail: Side
     peer_detail: Side | None
+    conditions: str = ""
+    """Machine, time and repetitions of the run."""
 
 
 def summarise(observations: Sequence[Observation]) -> Side:
@@ -103,7 +109,14 @@ def _ratio(ours: float, peer: float) -> float | None:
     return round(ours / peer, 3) if peer > 0 else None
 
 
-def compare(store: str, case: Case, ours: Sequence[Observation], peer_name: str, peer: Sequence[Observation]) -> Row:
+def compare(
+    store: str,
+    case: Case,
+    ours: Sequence[Observation],
+    peer_name: str,
+    peer: Sequence[Observation],
+    conditions: str = "",
+) -> Row:
     """Make the row of a case. The ratio is that of the medians; it is None without a peer."""
     mine = summarise(ours)
     theirs = summarise(peer) if peer else None
@@ -119,6 +132,7 @@ def compare(store: str, case: Case, ours: Sequence[Observation], peer_name: str,
         peer_name=peer_name,
         ours_detail=mine,
         peer_detail=theirs,
+        conditions=conditions,
     )
 
 
@@ -166,6 +180,21 @@ def table(rows: Sequence[Row]) -> str:
             )
         )
     return markdown(lines)
+
+
+def with_conditions(rows: Sequence[Row]) -> str:
+    """Give the table and, below it, how it came to be."""
+    conditions = dict.fromkeys(row.conditions for row in rows if row.conditions)
+    return "\n\n".join([table(rows), *conditions])
+
+
+def put_between(document: str, text: str) -> str:
+    """Replace what stands between the marks of a document; UsageError if it has none."""
+    begin, found, rest = document.partition(_BEGIN)
+    _, also_found, end = rest.partition(_END)
+    if not found or not also_found:
+        raise UsageError(f"the document needs the lines {_BEGIN} and {_END}; the table goes between them")
+    return f"{begin}{_BEGIN}\n\n{text}\n\n{_END}{end}"
 
 
 def _figure(value: float | None, digits: int = 0) -> str:

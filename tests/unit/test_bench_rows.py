@@ -7,7 +7,7 @@ import pytest
 from bench.cases import NBD_8
 from bench.fio import Measurement
 from bench.nbd8 import parse_stores
-from bench.rows import Observation, compare, markdown, save, table
+from bench.rows import Observation, compare, markdown, put_between, save, table, with_conditions
 from core.errors import UsageError
 
 CASE = NBD_8[2]
@@ -72,3 +72,18 @@ def test_an_unknown_store_is_refused_with_those_there_are():
     assert parse_stores("s3, file") == ("s3", "file")
     with pytest.raises(UsageError, match="rados"):
         parse_stores("gs")
+
+
+def test_the_conditions_of_a_run_stand_once_below_its_table():
+    rows = [compare("file", case, [observed(1)], "", [], "on a train") for case in NBD_8]
+    assert with_conditions(rows).count("on a train") == 1
+
+
+def test_a_document_keeps_everything_but_what_stands_between_the_marks():
+    marks = ("<!-- the table begins: python -m bench show -->", "<!-- the table ends -->")
+    document = f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n"
+    once = put_between(document, "new")
+    assert once == f"before\n{marks[0]}\n\nnew\n\n{marks[1]}\nafter\n"
+    assert put_between(once, "new") == once
+    with pytest.raises(UsageError, match="the table ends"):
+        put_between("no marks", "new")
