@@ -8,7 +8,6 @@ from core import limits
 from core.errors import OutOfSpaceError
 from core.format.compression import Compression, Compressor
 from core.format.header import Header, Kind
-
 from core.store.memory import AppendableMemoryStore
 from core.units import BLOCK_BYTES
 from core.volume.live_segment import LiveSegment
