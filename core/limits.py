@@ -40,7 +40,7 @@ UNPUBLISHED_SEGMENTS: Final = 64
 """Closed segments that are not yet objects; with the local store they are files, not memory."""
 INFLIGHT_RAM_SEGMENTS: Final = 6
 """Closed segments of a store without growing files: their sealed bytes are held in memory until the put is done."""
-UNSEALED_SEGMENTS: Final = 3
+UNSEALED_SEGMENTS: Final = 2
 """Closed segments whose blocks still wait to be compressed and sealed."""
 PUT_THREADS: Final = 6
 SEAL_THREADS: Final = 2
@@ -55,7 +55,7 @@ CHECKPOINT_DIRTY_PAGES: Final = 8192
 # Memory.
 MAP_PAGES_RAM: Final = 8192
 """Map pages in memory (64 MiB, 32 GiB of mapped image)."""
-RAM_CACHE_BYTES: Final = 192 * MIB
+RAM_CACHE_BYTES: Final = 160 * MIB
 SEGMENT_TABLES_RAM: Final = 4096
 """Frame tables of segments in memory."""
 

@@ -23,6 +23,7 @@ from core.volume import collector
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter
 from core.volume.names import VolumeNames
+from core.volume.owner_lock import living_leases
 from core.volume.page_store import PageStore
 from core.volume.replay import VolumeState
 from core.world import World
@@ -181,7 +182,8 @@ class Checkpointer:
 
     def _collect(self) -> None:
         state = self._state
-        deleted = collector.collect(self._store, self._names, self._keys, self._world, state.condemned)
+        pins = living_leases(self._store, self._names, self._keys, self._world)
+        deleted = collector.collect(self._store, self._names, state.condemned, pins, self._roots)
         with self._lock:
             for sequence in deleted:
                 state.condemned.pop(sequence, None)
@@ -191,7 +193,7 @@ class Checkpointer:
         packs = {int(pack) for pack in np.unique(state.pages.packs)} | set(self._roots)
         if len(self._roots) > 1:
             packs |= {int(pack) for pack in np.unique(self._pages.read_root(self._roots[0]).pages.packs)}
-        collector.delete_old_checkpoints(self._store, self._names, self._roots, packs)
+        collector.delete_old_checkpoints(self._store, self._names, pins, self._roots, packs)
 
     def due(self, segments: int, dirty_pages: int) -> bool:
         """Say whether the log since the last checkpoint, or the map's dirty pages, have outgrown their bounds."""

@@ -434,7 +434,7 @@ class Image:
 
     def _beat(self) -> None:
         if isinstance(self._claim, ReaderLease):
-            self._claim.beat(self._state.generation)
+            self._claim.beat(self._state.generation, self._state.checkpoint or 0)
         elif not self.fenced:
             if not self._claim.renew() and self.checkpointer is not None:
                 self.checkpointer.check_reign()  # somebody else's lock: learn now, not at the next flush, if we were cut off

@@ -84,8 +84,11 @@ class _Opening:
         areas = [place for place in places if isinstance(place, Appendable)]
         owner = OwnerLock(self._store, self._names, self._keys, self._name, self._world)
         owner.acquire(force=force)
-        with contextlib.ExitStack() as undo:
+        lease = ReaderLease(self._store, self._names, self._keys, self._world)
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as reading:
             undo.callback(owner.release)
+            reading.callback(lease.release)
+            lease.beat(0, 0)  # until our barrier stands, a living writer may go on collecting
             state = load_state(self._pages, self._size_bytes)
             follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
             if journal is not None:
@@ -153,9 +156,9 @@ class _Opening:
 
     def for_reading(self) -> Image:
         lease = ReaderLease(self._store, self._names, self._keys, self._world)
-        lease.beat(0)
+        lease.beat(0, 0)
         state = self._load_for_reading()
-        lease.beat(state.generation)
+        lease.beat(state.generation, state.checkpoint or 0)
         return Image(
             name=self._name,
             state=state,
@@ -185,8 +188,9 @@ class _Opening:
         return state
 
     def _follow(self, state: VolumeState) -> VolumeState:
-        """Bring a reader's state to the newest durable generation; a fresh one if the log it stands on was collected."""
-        if follow_log(state, self._store, self._names, self._keys, self._pages, self._reader):
-            return state
+        """Bring a reader's state to the newest durable generation: a fresh one where there is a newer checkpoint to stand on."""
         roots = self._pages.list_roots()
-        return self._load_for_reading() if roots and roots[-1] > state.generation else state
+        if roots and roots[-1] != state.checkpoint:
+            return self._load_for_reading()
+        follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
+        return state

@@ -123,7 +123,7 @@ class OwnerLock:
 
 
 class ReaderLease:
-    """A reader's word to the collector: keep what generation `generation` needs. Renewed by heartbeat, ends by itself."""
+    """A reader's word to the collector: keep what it still needs. Renewed by heartbeat, ends by itself."""
 
     def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> None:
         self._store = store
@@ -133,9 +133,13 @@ class ReaderLease:
         self.refused: StoreError | None = None
         """Set when the store takes no records from us: then the collector does not know of this reader."""
 
-    def beat(self, generation: int) -> None:
-        """Pin `generation` for another lease time. A store that lets us only read keeps no lease; `refused` tells."""
-        record = {"generation": generation, "heartbeat_ms": int(self._world.now() * 1000)}
+    def beat(self, generation: int, checkpoint: int) -> None:
+        """Pin `generation` and the pages of `checkpoint` for another lease time; 0 pins everything.
+
+        A store that lets us only read keeps no lease; `refused` tells.
+        """
+        heartbeat_ms = int(self._world.now() * 1000)
+        record = {"generation": generation, "checkpoint": checkpoint, "heartbeat_ms": heartbeat_ms}
         sealed = seal_record(self._keys, RecordKind.LEASE, self._key, record, self._world.random_bytes)
         try:
             self._store.overwrite(self._key, sealed)
@@ -149,8 +153,16 @@ class ReaderLease:
             self._store.delete(self._key)
 
 
-def leased_generations(store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> list[int]:
-    """Give the generations that living readers pin. Leases that ran out long ago are removed."""
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What one living reader needs: segments as of a generation, and the map pages of a checkpoint."""
+
+    generation: int
+    checkpoint: int
+
+
+def living_leases(store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> list[Pin]:
+    """Give what living readers pin. Leases that ran out long ago are removed."""
     pinned = []
     record_keys = volume_record_keys(keys)
     for info in list(store.list(names.readers)):
@@ -161,11 +173,11 @@ def leased_generations(store: Store, names: VolumeNames, keys: VolumeKeys, world
         try:
             fields = open_record(record_keys, RecordKind.LEASE, info.key, data)
         except IntegrityError:
-            pinned.append(0)  # somebody's lease that says nothing: whoever it is may need everything
+            pinned.append(Pin(0, 0))  # somebody's lease that says nothing: whoever it is may need everything
             continue
         age_s = world.now() - fields.integer("heartbeat_ms") / 1000
         if age_s < limits.LOCK_LEASE_S:
-            pinned.append(fields.integer("generation"))
+            pinned.append(Pin(fields.integer("generation"), fields.integer("checkpoint")))
         elif age_s > 10 * limits.LOCK_LEASE_S:
             store.delete(info.key)
     return pinned
