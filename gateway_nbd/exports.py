@@ -12,9 +12,9 @@ Invariants.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from core.errors import BlockyardError, UsageError, WorldError
 from gateway_nbd import limits
@@ -35,13 +35,6 @@ class ImageSource(Protocol):
 
     def close(self) -> None:
         """Release what is shared by the images; they are closed already."""
-
-
-@runtime_checkable
-class HasFigures(Protocol):
-    """Something that can say how it is doing: name of a figure -> value; a name ending in `_total` only grows."""
-
-    def figures(self) -> Mapping[str, float]: ...
 
 
 @dataclass(slots=True)
@@ -116,15 +109,6 @@ class Exports:
                 if entry.image is None and not entry.lock.locked():
                     del self._entries[key]
                 self._changed.notify_all()
-
-    def images(self) -> list[BlockImage]:
-        """Give the images that are open now, for metrics."""
-        with self._lock:
-            return [entry.image for entry in self._entries.values() if entry.image is not None]
-
-    def figures(self) -> list[Mapping[str, float]]:
-        """Give what the open images say of themselves, for metrics."""
-        return [image.figures() for image in self.images() if isinstance(image, HasFigures)]
 
     def connections(self) -> int:
         """Count the clients."""

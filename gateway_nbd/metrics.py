@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from core.errors import UsageError
 from gateway_nbd import limits
 from gateway_nbd.connection import BlockImage, Extent
+from gateway_nbd.figures import StoreCalls
 from gateway_nbd.parameters import StatsAddress
 from gateway_nbd.sockets import remove_stale
 
@@ -129,16 +130,23 @@ class GatewayCollector(Collector):
     """Turns counters into metric families each time the page is read."""
 
     def __init__(
-        self, meter: Meter, *, connections: Callable[[], int], figures: Callable[[], Iterable[Mapping[str, float]]]
+        self,
+        meter: Meter,
+        *,
+        connections: Callable[[], int],
+        figures: Callable[[], Iterable[Mapping[str, float]]],
+        store_calls: Callable[[], StoreCalls],
     ) -> None:
-        """`figures` gives one mapping for each image and store; figures of one name are added up."""
+        """`figures` gives one mapping for each image; figures of one name are added up."""
         self._meter = meter
         self._connections = connections
         self._figures = figures
+        self._store_calls = store_calls
 
     def collect(self) -> Iterator[Metric]:
-        """Give the metric families; the only label is the kind of request."""
+        """Give the metric families; the labels are kinds of requests and outcomes."""
         yield from self._requests()
+        yield from self._store()
         yield GaugeMetricFamily("blockyard_nbd_connections", "Clients connected.", value=self._connections())
         sums: dict[str, float] = {}
         for mapping in self._figures():
@@ -150,6 +158,17 @@ class GatewayCollector(Collector):
                 yield CounterMetricFamily(f"blockyard_{name}", title, value=value)
             else:
                 yield GaugeMetricFamily(f"blockyard_{name}", title, value=value)
+
+    def _store(self) -> Iterator[Metric]:
+        labels = ["operation", "outcome"]
+        counts = CounterMetricFamily("blockyard_store_requests", "Attempts at calls of a remote store.", labels=labels)
+        seconds = CounterMetricFamily("blockyard_store_seconds", "Time they took.", labels=labels)
+        moved = CounterMetricFamily("blockyard_store_bytes", "Bytes they moved.", labels=labels)
+        for key, (count, spent, size_bytes) in sorted(self._store_calls().items()):
+            counts.add_metric(key, count)
+            seconds.add_metric(key, spent)
+            moved.add_metric(key, size_bytes)
+        yield from (counts, seconds, moved)
 
     def _requests(self) -> Iterator[Metric]:
         moved = CounterMetricFamily("blockyard_nbd_bytes", "Bytes of requests that ended well.", labels=["operation"])

@@ -1,6 +1,8 @@
 """Real pools behind the gateway: settings resolved and secrets read before nbdkit forks, the pool opened after it."""
 
 import os
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -16,12 +18,14 @@ from core.pool.connect import find_opener, opener_from_settings
 from core.pool.pool import Pool, open_pool
 from core.pool.slots import Unlock
 from core.store.factory import open_store
+from core.store.retrying import StoreObserver
 from core.units import format_size
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_options, list_images, open_image
 from core.volume.options import ImageOptions
 from core.world import World
 from gateway_nbd.connection import BlockImage
+from gateway_nbd.figures import StoreCalls, StoreCounters, image_figures
 from gateway_nbd.parameters import Parameters
 from gateway_nbd.stopping import complain
 from gateway_nbd.unflushed import SurvivingImage, check_in_memory
@@ -66,12 +70,13 @@ class RealPool:
     def connect(self) -> "PoolImages":
         """Open the pool in the process that serves."""
         known = self._prepared
-        parameters = known.parameters
-        return PoolImages(self._open(), known.options, force=parameters.force, unflushed=parameters.unflushed)
+        parameters, calls = known.parameters, StoreCounters()
+        pool = self._open(calls)
+        return PoolImages(pool, known.options, force=parameters.force, unflushed=parameters.unflushed, calls=calls)
 
-    def _open(self) -> Pool:
+    def _open(self, observer: StoreObserver | None = None) -> Pool:
         known = self._prepared
-        store = open_store(known.settings.url)
+        store = open_store(known.settings.url, observer=observer)
         try:
             opener = known.opener or find_opener(store, known.settings, None)
             return open_pool(store, opener, World.real())
@@ -88,11 +93,15 @@ class RealPool:
 class PoolImages:
     """The images of an open pool, as the gateway takes them. Thread-safe, as the pool is."""
 
-    def __init__(self, pool: Pool, options: ImageOptions, *, force: bool, unflushed: Path | None = None) -> None:
+    def __init__(
+        self, pool: Pool, options: ImageOptions, *, force: bool, unflushed: Path | None, calls: StoreCounters
+    ) -> None:
         self._pool = pool
         self._options = options
         self._force = force
         self._unflushed = unflushed
+        self._calls = calls
+        self._opened: weakref.WeakSet[Image] = weakref.WeakSet()
 
     def names(self) -> list[tuple[str, str]]:
         """Give every image of the pool with its size for people."""
@@ -105,7 +114,17 @@ class PoolImages:
         return self._open(name, writable=writable)
 
     def _open(self, name: str, *, writable: bool) -> Image:
-        return open_image(self._pool, name, writable=writable, options=self._options, force=self._force and writable)
+        image = open_image(self._pool, name, writable=writable, options=self._options, force=self._force and writable)
+        self._opened.add(image)
+        return image
+
+    def figures(self) -> list[Mapping[str, float]]:
+        """Give what each open image counts."""
+        return [image_figures(image) for image in list(self._opened)]
+
+    def store_calls(self) -> StoreCalls:
+        """Give what the store was asked for since the pool was opened."""
+        return self._calls.calls()
 
     def close(self) -> None:
         """Close the pool; its images are closed."""

@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from gateway_nbd import limits, parameters
 from gateway_nbd.allocator import bound_arenas
 from gateway_nbd.connection import BlockImage, Connection, wire_errno
 from gateway_nbd.exports import Exports, ImageSource
+from gateway_nbd.figures import StoreCalls
 from gateway_nbd.gate import GatedImage
 from gateway_nbd.metrics import GatewayCollector, Meter, MeteredImage, MetricsPage
 from gateway_nbd.parameters import Parameters
@@ -33,6 +34,13 @@ class Host(Protocol):
     def shutdown(self) -> None: ...
 
 
+class MeasuredSource(ImageSource, Protocol):
+    """A source that says how its images and its store are doing."""
+
+    def figures(self) -> list[Mapping[str, float]]: ...
+    def store_calls(self) -> StoreCalls: ...
+
+
 class Pool(Protocol):
     """What the gateway needs to know of pools; the plugin brings the real one."""
 
@@ -42,7 +50,7 @@ class Pool(Protocol):
     def probe(self) -> None:
         """Open the pool, make the image if asked, and see that it is there. Runs in a child process."""
 
-    def connect(self) -> ImageSource:
+    def connect(self) -> MeasuredSource:
         """Open the pool in the process that serves."""
 
 
@@ -86,8 +94,9 @@ class Gateway:
         """Make what has threads."""
         bound_arenas()
         chosen = self._chosen
+        source = _LazySource(self._pool.connect)
         self._exports = Exports(
-            _LazySource(self._pool.connect),
+            source,
             linger_s=None if chosen.image is not None else limits.LINGER_S,
             monotonic=time.monotonic,
             complain=complain,
@@ -99,8 +108,12 @@ class Gateway:
             wrappers.append(GatedImage.factory(chosen.threads))
         if self._page is not None:
             wrappers.append(lambda image: MeteredImage(image, self._meter))
-            exports = self._exports
-            collector = GatewayCollector(self._meter, connections=exports.connections, figures=exports.figures)
+            collector = GatewayCollector(
+                self._meter,
+                connections=self._exports.connections,
+                figures=source.figures,
+                store_calls=source.store_calls,
+            )
             self._page.serve(collector)
         self._wrap = _chain(wrappers)
 
@@ -173,10 +186,10 @@ class Gateway:
 class _LazySource:
     """A pool that is opened by the first client, so that a server whose store is away for a moment still starts."""
 
-    def __init__(self, connect: Callable[[], ImageSource]) -> None:
+    def __init__(self, connect: Callable[[], MeasuredSource]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
-        self._source: ImageSource | None = None
+        self._source: MeasuredSource | None = None
 
     def names(self) -> list[tuple[str, str]]:
         return self._get().names()
@@ -189,7 +202,15 @@ class _LazySource:
             if self._source is not None:
                 self._source.close()
 
-    def _get(self) -> ImageSource:
+    def figures(self) -> list[Mapping[str, float]]:
+        source = self._source
+        return [] if source is None else source.figures()
+
+    def store_calls(self) -> StoreCalls:
+        source = self._source
+        return {} if source is None else source.store_calls()
+
+    def _get(self) -> MeasuredSource:
         with self._lock:
             if self._source is None:
                 self._source = self._connect()

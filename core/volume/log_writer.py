@@ -204,6 +204,11 @@ class LogWriter:
             self._to_publish.put((segment, previous))
         return segment, previous, frames
 
+    @property
+    def backlog(self) -> int:
+        """Count the closed segments that are not yet objects."""
+        return self._backlog
+
     # Flushing.
 
     def flush(self) -> None:

@@ -261,6 +261,10 @@ def test_metrics_are_served_on_a_socket_and_on_a_port(directory_pool, tmp_path):
     assert 'blockyard_nbd_request_seconds_count{operation="flush"} 1.0' in text
     assert 'blockyard_nbd_request_seconds_count{operation="extents"} 1.0' in text
     assert "blockyard_nbd_connections 1.0" in text
+    assert "blockyard_images_open 1.0" in text
+    assert "blockyard_frames_sealed_total 1.0" in text
+    assert "blockyard_segments_waiting 0.0" in text
+    assert "blockyard_cache_misses_total" in text
     assert len(set(re.findall(r"\{(\w+)=", text))) <= 3  # kind of request, bucket, platform
     path = tmp_path / "stats"
     with directory_pool.serving("disk", f"stats=unix:{path}") as server:
