@@ -21,7 +21,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Protocol
@@ -90,7 +90,8 @@ class SurvivingImage:
             complain(
                 f"image {name!r} was written by somebody else since; dropping what {path}.* kept of unflushed writes"
             )
-        self._file, self._size = -1, 0
+        self._file, self._size, self._kept = -1, 0, 0
+        self._oldest = self._number
         self._begin_file(name, image.epoch)
         attempts.unlink()
         if wanted:
@@ -136,13 +137,19 @@ class SurvivingImage:
         """Make everything durable where the image's durability says; large enough files are begun anew."""
         with self._lock:
             if self._size > _ROTATE_BYTES or self._broken:
+                self._kept += self._size
                 self._number += 1
                 self._begin_file(self._name, self._epoch)
                 self._broken = False
             number = self._number
         self._image.flush()
-        if number > 1:
-            self._remove([each for each in self._numbers() if each < number])
+        if number > self._oldest:
+            with self._lock:
+                done = range(self._oldest, number)
+                self._oldest = max(self._oldest, number)
+                if number == self._number:
+                    self._kept = 0
+            self._remove(done)
 
     def close(self) -> None:
         """Flush and close; nothing is left to bring back."""
@@ -162,7 +169,7 @@ class SurvivingImage:
             self._size += written
             # A record that did not fit ends the file's use; until the next one, every change is flushed.
             self._broken = written != wanted
-            full = self._broken or self._size > UNFLUSHED_BYTES
+            full = self._broken or self._kept + self._size > UNFLUSHED_BYTES
         if full:
             self.flush()
 
@@ -208,7 +215,7 @@ class SurvivingImage:
     def _file_path(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
 
-    def _remove(self, numbers: list[int]) -> None:
+    def _remove(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             self._file_path(number).unlink(missing_ok=True)
 
