@@ -179,15 +179,19 @@ class Image:
 
     def _load(self, block: int, count: int) -> None:
         """Load the pages of a range that are not in memory. They may be gone again when the lock is taken: look."""
-        missing = self._map.missing(block, count)
+        state = self._state
+        table = state.pages
+        missing = state.map.missing(block, count)
         if not missing:
             return
-        loaded = self._pages.load(self._state.pages, missing, self._state.size_bytes)
+        loaded = self._pages.load(table, missing, state.size_bytes)
         with self._lock:
-            if self._map.pages_in_memory > limits.MAP_PAGES_RAM:
-                self._map.evict(limits.MAP_PAGES_RAM * 7 // 8)
+            if state.pages is not table:
+                return  # a checkpoint was written meanwhile, and what was loaded may be older than it
+            if state.map.pages_in_memory > limits.MAP_PAGES_RAM:
+                state.map.evict(limits.MAP_PAGES_RAM * 7 // 8)
             for page, data in loaded.items():
-                self._map.install(page, data)
+                state.map.install(page, data)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield what of a range is mapped and what is a hole: ascending, adjoining, neighbours of one kind merged."""
@@ -269,6 +273,8 @@ class Image:
             with self._lock:
                 if self._map.missing(block, 1) or self._map.get(block) != entry:
                     continue
+                if offset + len(data) > self._state.size_bytes:
+                    raise UsageError(f"image {self.name} was made smaller while this write was under way")
                 segment = writer.open_segment()
                 self._map.set_run(block, 1, segment.write(block, 1, view))
                 writer.changed(segment)
@@ -345,11 +351,21 @@ class Image:
             end = (size_bytes + _MASK) & ~_MASK
             if end < self.size_bytes:
                 self.trim(end, self.size_bytes - end)
-        with self._lock:
-            segment = writer.open_segment()
-            segment.resize(size_bytes)
-            self._state.size_bytes = size_bytes
-            writer.changed(segment)
+        first = -(-size_bytes // BLOCK_BYTES)
+        beyond = limits.IMAGE_BYTES // BLOCK_BYTES - first
+        while True:
+            if beyond:
+                self._load(first, beyond)
+            with self._lock:
+                if beyond and self._map.missing(first, beyond):
+                    continue
+                if beyond:
+                    self._map.clear(first, beyond)  # as replay does: somebody may have written there since the trim
+                segment = writer.open_segment()
+                segment.resize(size_bytes)
+                self._state.size_bytes = size_bytes
+                writer.changed(segment)
+                break
         writer.flush()
 
     def checkpoint(self) -> None:

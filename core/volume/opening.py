@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 
 from core.crypto.volume import VolumeKeys
+from core.errors import StoreError
 from core.store.contract import Appendable, Store
 from core.store.disk_cache import DiskCache
 from core.store.file import FileStore
@@ -44,6 +45,11 @@ def open_volume(
     """
     opening = _Opening(store, VolumeNames(prefix), keys, name, size_bytes, options, world)
     return opening.for_writing(force=force) if writable else opening.for_reading()
+
+
+def _let_go(lease: ReaderLease) -> None:
+    with contextlib.suppress(StoreError):  # it ends by itself
+        lease.release()
 
 
 class _Opening:
@@ -87,7 +93,7 @@ class _Opening:
         lease = ReaderLease(self._store, self._names, self._keys, self._world)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as reading:
             undo.callback(owner.release)
-            reading.callback(lease.release)
+            reading.callback(_let_go, lease)
             lease.beat(0, 0)  # until our barrier stands, a living writer may go on collecting
             state = load_state(self._pages, self._size_bytes)
             follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)

@@ -18,7 +18,7 @@ from core.pool.pool import Pool
 from core.store.contract import Appendable, ObjectExistsError
 from core.volume.description import description_key, image_prefix, load_description
 from core.volume.names import VolumeNames
-from core.volume.owner_lock import OwnerLock, leased_generations
+from core.volume.owner_lock import OwnerLock, living_leases
 
 PREFIX: Final = "removed/"
 _BATCH: Final = 256
@@ -75,7 +75,7 @@ def _claim(pool: Pool, name: str, volume_id: bytes, *, force: bool) -> None:
     keys = load_description(pool, name, volume_id)[1]
     names = VolumeNames(image_prefix(volume_id))
     OwnerLock(pool.store, names, keys, name, pool.world).acquire(force=force)
-    if not force and leased_generations(pool.store, names, keys, pool.world):
+    if not force and living_leases(pool.store, names, keys, pool.world):
         pool.store.delete(names.lock)
         raise LockedError(f"image {name} is being read; close its readers first, or remove it with force")
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
 from core.format.checkpoint import PageTable, empty_table
@@ -178,9 +179,12 @@ def _apply_records(state: VolumeState, sequence: int, frame: int, records: Itera
 
 
 def resize_state(state: VolumeState, size_bytes: int, pages: PageStore) -> None:
-    """Set the size; what a smaller image cuts off becomes holes, so that growing again shows zeros."""
+    """Set the size; what a smaller image cuts off becomes holes, so that growing again shows zeros.
+
+    Everything behind the new end is cut off, whatever the size was: a takeover that died half way has its changes replayed twice.
+    """
     first = -(-size_bytes // BLOCK_BYTES)
-    end = -(-state.size_bytes // BLOCK_BYTES)
+    end = limits.IMAGE_BYTES // BLOCK_BYTES
     if end > first:
         load_pages(state, pages, first, end - first)
         state.map.clear(first, end - first)

@@ -127,10 +127,7 @@ class History:
 
     def crashed(self, found: bytes, *, journal_lost: bool = False) -> None:
         """Go on from what a crash left, which must be some state after the last acknowledgement."""
-        if journal_lost:
-            match = longest_prefix(self.pool, self.later, found)
-        else:
-            match = self.prefix_of(found)
+        match = longest_prefix(self.pool, self.later, found) if journal_lost else self.prefix_of(found)
         assert match is not None, self.explain(found)
         self.now = bytearray(found)
         self.in_pool()

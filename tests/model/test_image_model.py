@@ -1,5 +1,6 @@
 """An image under every medium against a bytearray with its own crash model (invariants 1, 6 and 7)."""
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -192,10 +193,13 @@ class ImageMachine(RuleBasedStateMachine):
 
     # The world.
 
-    @rule(faults=st.lists(st.sampled_from(["error", "lost answer", "no room", "short", "delay"]), min_size=1, max_size=3),
-          after=st.integers(0, 6))  # fmt: skip
-    def trouble_ahead(self, faults: list[str], after: int) -> None:
-        self.trouble.arm(faults, after)
+    @rule(
+        fault=st.sampled_from(["error", "lost answer", "no room", "no room", "short", "delay"]),
+        times=st.integers(1, 8),
+        after=st.integers(0, 3),
+    )
+    def trouble_ahead(self, fault: str, times: int, after: int) -> None:
+        self.trouble.arm([fault] * times, after)
 
     @rule()
     def trouble_over(self) -> None:
@@ -274,7 +278,7 @@ class ImageMachine(RuleBasedStateMachine):
             if not extent.allocated:
                 assert not any(self.history.now[extent.offset : at]), "a hole reads as zeros"
         assert at == len(self.history.now)
-        assert all(one != other for one, other in zip(kinds, kinds[1:], strict=False)), (
+        assert all(one != other for one, other in itertools.pairwise(kinds)), (
             "neighbours of one kind are merged"
         )
         self.trouble.paused = False
@@ -316,6 +320,7 @@ TestDirectory = DirectoryMachine.TestCase
 TestJournal = JournalMachine.TestCase
 for case in (TestPut, TestAppendable, TestDirectory, TestJournal):
     case.settings = SETTINGS
+del case
 
 
 def test_the_machines_above_met_crashes_faults_and_losses():
