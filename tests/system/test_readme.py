@@ -74,7 +74,7 @@ def perform(name: str, home: Path, environment: Mapping[str, str]) -> None:
     """Run a transcript and hold what it prints against the page."""
     steps = transcript(name)
     printed = home / "printed"
-    script = ["trap 'umount ~/mnt; fusermount3 -u ~/dev; kill $(cat ~/disk.pid)' EXIT 2> /dev/null"]
+    script = ["trap '{ umount ~/mnt; fusermount3 -u ~/dev; kill $(cat ~/disk.pid); } > /dev/null 2>&1' EXIT"]
     for step in steps:
         script += [step.command, f"printf '{_MARK}%s{_MARK}' $?"]
     with printed.open("wb") as output:
