@@ -16,7 +16,7 @@ LISTED_EXPORTS: Final = 10_000
 """Export names that nbdkit accepts in one list."""
 LINGER_S: Final = 5.0
 """An image nobody is connected to stays open this long, so that a client which comes again finds it warm."""
-STOP_S: Final = 18.0
+STOP_S: Final = 16.5
 """From SIGTERM to the end of the process, whatever the store does."""
 STOP_GRACE_S: Final = 1.0
 """From the last image's close to a forced end, for nbdkit's own way out; connected idle clients can block that for ever."""
@@ -27,7 +27,7 @@ STATS_REQUEST_S: Final = 10.0
 UNIX_PATH_BYTES: Final = 107
 """What the kernel takes as the path of a unix socket."""
 RECOMMENDED_THREADS: Final = 4
-"""nbdkit threads for one connection: measured with `tests/servers/ram_image.py`, see docs/decisions."""
+"""nbdkit threads for one connection; docs/decisions/0004-nbd-gateway.md says why so few."""
 
 assert limits.STORE_DEADLINE_S < STOP_S, "a last flush may use a store call's whole deadline"
 assert STOP_S + STOP_GRACE_S < 20.0, "SIGTERM ends the gateway within 20 s"
