@@ -4,7 +4,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from blake3 import blake3
@@ -46,6 +46,15 @@ class FrameTable:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the table takes in memory, roughly."""
+        return 1500 + len(self) * _ENTRY_BYTES + len(self.records)
+
+    def without_records(self) -> "FrameTable":
+        """Give what reading needs: where the frames are."""
+        return replace(self, record_counts=array("H"), records=b"")
 
     def digest(self, number: int) -> bytes:
         """Give the digest of the body of frame `number`."""

@@ -90,6 +90,7 @@ class FrameReader:
         self._names = names
         self._keys = keys
         self._live = live
+        self.tables_bytes = 0
         self._tables: dict[int, _Table] = {}
         self._lock = threading.Lock()
         self._loading: dict[int, Future[_Table]] = {}
@@ -99,17 +100,24 @@ class FrameReader:
 
     def add_growing(self, sequence: int, frames: FrameTable, aead: Aead, file: GrowingFile) -> None:
         """Read segment `sequence` from a growing file that another writer left or still fills."""
-        self._keep(sequence, _Table(f"{self._names.open_area}/{file.name}", frames, aead, file))
+        self._keep(sequence, _Table(f"{self._names.open_area}/{file.name}", frames.without_records(), aead, file))
 
     def add_published(self, sequence: int, frames: FrameTable, aead: Aead) -> None:
         """Spare the first reader of a segment that this process wrote or replayed its index."""
-        self._keep(sequence, _Table(self._names.segment(sequence), frames, aead))
+        self._keep(sequence, _Table(self._names.segment(sequence), frames.without_records(), aead))
 
     def _keep(self, sequence: int, table: _Table) -> None:
+        """Keep a table; the oldest go, but not those of growing files, which nobody could load again."""
         with self._lock:
-            self._tables[sequence] = table
-            while len(self._tables) > limits.SEGMENT_TABLES_RAM:
-                del self._tables[next(iter(self._tables))]
+            tables = self._tables
+            old = tables.get(sequence)
+            tables[sequence] = table
+            self.tables_bytes += table.frames.size_bytes - (old.frames.size_bytes if old is not None else 0)
+            if self.tables_bytes > limits.SEGMENT_TABLES_BYTES:
+                for oldest in [key for key, each in tables.items() if each.file is None and key != sequence]:
+                    self.tables_bytes -= tables.pop(oldest).frames.size_bytes
+                    if self.tables_bytes <= limits.SEGMENT_TABLES_BYTES * 15 // 16:
+                        break
 
     def _table(self, sequence: int) -> _Table:
         table = self._tables.get(sequence)
@@ -124,7 +132,7 @@ class FrameReader:
             return flight.result(limits.STORE_DEADLINE_S * 2)
         try:
             end = load_log_object(self._store, self._names, self._keys, sequence)
-            table = _Table(self._names.segment(sequence), end.frames, end.aead)
+            table = _Table(self._names.segment(sequence), end.frames.without_records(), end.aead)
             self._keep(sequence, table)
             flight.set_result(table)
         except BaseException as error:

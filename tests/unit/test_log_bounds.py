@@ -5,10 +5,12 @@ import threading
 import pytest
 
 from core import limits
+from core.crypto.aead import Aead
 from core.errors import FencedError
 from core.format.compression import Compression, Compressor
 from core.format.header import Header, Kind
 from core.store.contract import Buffer
+from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB, Epoch, Sequence
 from core.volume.frame_reader import load_log_object
@@ -46,6 +48,29 @@ def test_a_segment_takes_no_more_trims_than_its_index_may_hold():
     store.put(names.segment(9), segment.whole_bytes())
     found = load_log_object(store, names, keys, 9)
     assert sum(len(records) for records in found.frames.each_frame_records("it")) == trims
+
+
+def test_tables_in_memory_stay_within_their_bound_and_those_of_growing_files_stay_8(tmp_path):
+    keys, store = volume_keys(), MemoryStore()
+    image = open_writer(store)
+    image.write(0, b"a" * MIB)
+    image.flush()
+    (key,) = [each.key for each in store.list(VolumeNames(PREFIX).log)][1:]
+    frames = load_log_object(store, VolumeNames(PREFIX), keys, int(key.rpartition("/")[2], 16)).frames
+    assert frames.records
+    reader = image.reader
+    aead = Aead(keys.algorithm, bytes(32))
+    file = FileStore(tmp_path).create_growing("area", "file")
+    reader.add_growing(5, frames, aead, file)
+    for sequence in range(10_000, 40_000):
+        reader.add_published(sequence, frames, aead)
+    assert 0 < reader.tables_bytes <= limits.SEGMENT_TABLES_BYTES
+    kept = reader._tables
+    assert reader.tables_bytes == sum(table.frames.size_bytes for table in kept.values())
+    assert 5 in kept and 39_999 in kept and 10_000 not in kept
+    assert not kept[39_999].frames.records, "only a replay needs them"
+    image.close()
+    file.close()
 
 
 class SlowAnswers(MemoryStore):
