@@ -62,7 +62,7 @@ class Compressor:
     def pack(self, data: Buffer) -> tuple[Codec, Buffer]:
         """Compress `data`, or give it back as it is under Codec.NONE where packing saves nothing."""
         codec = self._compression.codec
-        if codec is Codec.NONE:
+        if codec is Codec.NONE or not data:
             return Codec.NONE, data
         if codec is Codec.ZSTD:
             try:
@@ -76,12 +76,12 @@ class Compressor:
         return (codec, packed) if len(packed) < len(data) else (Codec.NONE, data)
 
     def pack_many(self, frames: list[Buffer]) -> list[tuple[Codec, Buffer]]:
-        """Compress several frames, none empty, in one call that lets other threads run throughout.
+        """Compress several frames, empty ones stay empty, in one call that lets other threads run throughout.
 
         One by one, each frame takes the interpreter's lock away from whoever answers requests, and gives it back (bench nbd,
         rand-write-16).
         """
-        if self._compression.codec is not Codec.ZSTD or len(frames) < 2:
+        if self._compression.codec is not Codec.ZSTD or len(frames) < 2 or not all(frames):
             return [self.pack(frame) for frame in frames]
         try:
             context = self._free.pop()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import StoreError, WorldError
-from core.format.compression import Codec, Compressor
+from core.format.compression import Compressor
 from core.format.envelope import seal_end
 from core.format.frame import RECORD_BYTES, OpenFrame, RecordKind, pack_record, seal_frame
 from core.format.header import Header, object_aead
@@ -190,17 +190,14 @@ class LiveSegment:
     def _seal_some(self, frames: range, compressor: Compressor) -> None:
         raw = self._raw
         assert raw is not None, "raw blocks stay until every frame is sealed"
-        with_blocks = [number for number in frames if self._blocks[number]]
         datas: list[Buffer] = []
-        for number in with_blocks:
+        for number in frames:
             start = self._bases[number] * BLOCK_BYTES
             datas.append(raw[start : start + self._blocks[number] * BLOCK_BYTES])
-        packed = dict(zip(with_blocks, compressor.pack_many(datas), strict=True))
         first_key = self.sequence << (POSITION_BITS - SLOT_BITS)
-        for number in frames:
-            codec, data = packed.get(number, (Codec.NONE, b""))
-            count, records = self._blocks[number], self._records[number]
-            header, body, frame = seal_frame(self.aead, number, records, count, codec, bytes(data))
+        for number, (codec, data) in zip(frames, compressor.pack_many(datas), strict=True):
+            count = self._blocks[number]
+            header, body, frame = seal_frame(self.aead, number, self._records[number], count, codec, bytes(data))
             self._sealed[number] = (header, body)
             if count:
                 self._on_frame(first_key + number, frame)
@@ -214,10 +211,10 @@ class LiveSegment:
                 if sealed is None:
                     break
                 header, body = sealed
-                self._table.add(body, self._blocks[number], self._records[number])
-                self._unappended += (header, body)
+                self._unappended += (header, body)  # before the table grows: see wait_appended
                 if self._create_file is None:
                     self._parts += (header, body)
+                self._table.add(body, self._blocks[number], self._records[number])
                 number += 1
             self._order.notify_all()  # also if the push fails: the frames are in order, and whoever waits pushes them again
             self._push()
@@ -241,6 +238,8 @@ class LiveSegment:
 
     def wait_appended(self, frames: int) -> None:
         """Return when the first `frames` frames stand in the file or in memory as sealed bytes."""
+        if len(self._table) >= frames and not self._unappended:
+            return  # without a lock: a frame waits in `_unappended` before it is counted, and leaves it when it was pushed
         with self._order:
             arrived = self._order.wait_for(lambda: len(self._table) >= frames, _ORDER_WAIT_S)
             if not arrived:
