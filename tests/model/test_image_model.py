@@ -278,9 +278,7 @@ class ImageMachine(RuleBasedStateMachine):
             if not extent.allocated:
                 assert not any(self.history.now[extent.offset : at]), "a hole reads as zeros"
         assert at == len(self.history.now)
-        assert all(one != other for one, other in itertools.pairwise(kinds)), (
-            "neighbours of one kind are merged"
-        )
+        assert all(one != other for one, other in itertools.pairwise(kinds)), "neighbours of one kind are merged"
         self.trouble.paused = False
 
     @invariant()
@@ -320,6 +318,8 @@ TestDirectory = DirectoryMachine.TestCase
 TestJournal = JournalMachine.TestCase
 for case in (TestPut, TestAppendable, TestDirectory, TestJournal):
     case.settings = SETTINGS
+TestDirectory.settings = settings(SETTINGS, max_examples=max(1, EXAMPLES // 2))
+"""Syncs of a real disk cost most of the time."""
 del case
 
 
