@@ -113,9 +113,10 @@ def _conditions(plan: Plan) -> str:
         line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
     ]
     processor = models[0].partition(":")[2].strip() if models else platform.machine()
+    kernel = platform.release().partition("-")[0]
     load = f"{os.getloadavg()[0]:.1f}"
     return (
-        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores of {processor}, Linux {platform.release()}, "
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores of {processor}, Linux {kernel}, "
         f"load {load} before it began; {plan.rounds} × {plan.seconds:g} s a case, medians"
         + (f"; with {' '.join(plan.parameters)}" if plan.parameters else "")
     )

@@ -184,8 +184,11 @@ def table(rows: Sequence[Row]) -> str:
 
 def with_conditions(rows: Sequence[Row]) -> str:
     """Give the table and, below it, how it came to be."""
-    conditions = dict.fromkeys(row.conditions for row in rows if row.conditions)
-    return "\n\n".join([table(rows), *conditions])
+    stores: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.conditions:
+            stores.setdefault(row.conditions, {})[row.store] = None
+    return "\n\n".join([table(rows), *(f"{', '.join(which)}: {conditions}" for conditions, which in stores.items())])
 
 
 def put_between(document: str, text: str) -> str:
