@@ -171,8 +171,10 @@ class ImageMachine(RuleBasedStateMachine):
             self.history.did(steps)
             self.history.flushed()
 
-    @rule()
-    def flush(self) -> None:
+    @rule(fault=st.sampled_from([None, None, "no room", "error", "lost answer"]), times=st.sampled_from([1, 4]))
+    def flush(self, fault: str | None, times: int) -> None:
+        if fault is not None:
+            self.trouble.arm([fault] * (times if fault == "no room" else 1), 0)
         try:
             self.image.flush()
         except BlockyardError:
@@ -195,7 +197,7 @@ class ImageMachine(RuleBasedStateMachine):
 
     @rule(
         fault=st.sampled_from(["error", "lost answer", "no room", "no room", "short", "delay"]),
-        times=st.integers(1, 8),
+        times=st.sampled_from([1, 2, 8]),
         after=st.integers(0, 3),
     )
     def trouble_ahead(self, fault: str, times: int, after: int) -> None:
