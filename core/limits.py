@@ -46,6 +46,8 @@ PUT_THREADS: Final = 6
 SEAL_THREADS: Final = 2
 DURABLE_WAIT_S: Final = 300.0
 """A flush or a write waits this long for a store that does not answer, then fails; what it waited for is kept and tried on."""
+OPEN_SEGMENT_S: Final = 30.0
+"""A segment that is written to slowly is closed after this time: readers beside the writer see only what is published."""
 IDLE_SEAL_S: Final = 2.0
 """An open segment that nobody flushes is made durable after this time."""
 CHECKPOINT_SEGMENTS: Final = 256

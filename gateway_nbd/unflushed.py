@@ -26,7 +26,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, Protocol
 
-from core.errors import UsageError
+from core.errors import LockedError, UsageError
 from core.units import MIB
 from gateway_nbd.connection import BlockImage, Extent
 
@@ -82,7 +82,12 @@ class SurvivingImage:
         attempts = path.with_name(path.name + ".attempts")
         with attempts.open("ab") as file:
             file.write(b".")
-        self._image = image = open_image()
+        try:
+            self._image = image = open_image()
+        except LockedError:
+            # Refused before the barrier: no epoch of ours. Counted, it would cover up for the epoch of whoever holds the lock.
+            os.truncate(attempts, attempts.stat().st_size - 1)
+            raise
         old = self._numbers()
         self._number = (old[-1] if old else 0) + 1
         wanted = bool(old) and self._belongs(old, name, image.epoch, attempts.stat().st_size)

@@ -201,5 +201,6 @@ class Checkpointer:
 
 
 def mapped_and_stored(state: VolumeState) -> tuple[int, int]:
-    """Give the bytes of blocks that are mapped, and of the objects that hold them."""
-    return state.map.mapped_blocks * BLOCK_BYTES, sum(state.stored.values())
+    """Give the bytes of blocks that are mapped, and of the objects that hold them; condemned ones are gone or going."""
+    stored = sum(size_bytes for sequence, size_bytes in state.stored.items() if sequence not in state.condemned)
+    return state.map.mapped_blocks * BLOCK_BYTES, stored

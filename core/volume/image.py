@@ -468,7 +468,7 @@ class Image:
         self._resize_requests.answer(request, refusal)
 
     def _tidy(self, writer: LogWriter) -> None:
-        if writer.is_idle():
+        if writer.is_stale():
             with self._lock:
                 writer.close_segment()
         if self.checkpointer is not None and self.checkpointer.due(

@@ -121,6 +121,7 @@ class LogWriter:
         self._buffers = RawBuffers()
         self._open: LiveSegment | None = None
         self._last_change_s = 0.0
+        self._opened_s = 0.0
         self._state = threading.Condition()
         self._publishing = threading.Lock()
         self._unpublished: deque[LiveSegment] = deque()
@@ -169,6 +170,7 @@ class LogWriter:
         )
         self.next_sequence = sequence + 1
         self._live[sequence] = segment
+        self._opened_s = self._world.monotonic()
         self._open = segment
         return segment
 
@@ -402,11 +404,16 @@ class LogWriter:
 
     # Idling and closing.
 
-    def is_idle(self) -> bool:
-        """Say whether the open segment holds changes and nobody has added to it for `limits.IDLE_SEAL_S`."""
+    def is_stale(self) -> bool:
+        """Say whether the open segment holds changes that nobody adds to any more, or that readers have waited for long enough."""
         segment = self._open
-        waited = self._world.monotonic() - self._last_change_s
-        return segment is not None and not segment.is_empty and waited > limits.IDLE_SEAL_S
+        now = self._world.monotonic()
+        idle_s, age_s = now - self._last_change_s, now - self._opened_s
+        return (
+            segment is not None
+            and not segment.is_empty
+            and (idle_s > limits.IDLE_SEAL_S or age_s > limits.OPEN_SEGMENT_S)
+        )
 
     def abort(self, error: BlockyardError) -> None:
         """Make every present and later call raise `error`: for a gateway that must exit while the store hangs."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import StoreError, UsageError
+from core.errors import LockedError, StoreError, UsageError
 from core.units import MIB
 from gateway_nbd import unflushed
 from gateway_nbd.connection import Extent
@@ -119,6 +119,19 @@ def test_a_crash_while_bringing_back_loses_nothing(world):
 def test_another_writers_epoch_in_between_drops_the_records_and_says_so(world):
     write(world.start(), 0, b"stale")
     write(world.open_volume(), 0, memoryview(b"other"), fua=True)
+    assert content(world.start(), 5) == b"other"
+    assert len(world.complaints) == 1
+
+
+def test_a_refused_opening_does_not_cover_up_for_the_writer_that_held_the_lock(world):
+    write(world.start(), 0, b"stale")
+    write(world.open_volume(), 0, memoryview(b"other"), fua=True)
+
+    def refused() -> Image:
+        raise LockedError("somebody else has it")
+
+    with pytest.raises(LockedError):
+        SurvivingImage(world.path, "disk", refused, world.complaints.append)
     assert content(world.start(), 5) == b"other"
     assert len(world.complaints) == 1
 
