@@ -6,7 +6,10 @@ Which growing files count is decided by `unpublished_files`, a pure function:
    first write; a later epoch that took none left none.
 2. They count from the place where that reign was cut off by a barrier, in sequence and without a gap, and only the last may be unclosed.
 
-So a takeover that dies half way is repeated from the start with the same result: recovery segments hold nothing but those files.
+3. Recovery segments hold the frames of those files one for one and in order, and nothing else.
+
+So a takeover that dies half way is gone on with by the next: what earlier ones logged is counted and left out. Logged again it would
+put older blocks over newer ones for a while, and for ever if the next takeover died as well and the files were lost (invariant 1).
 """
 
 from collections.abc import Iterator
@@ -36,6 +39,7 @@ from core.world import World
 class FoundSegment:
     """What a growing file holds: its valid frames, and whether it was closed."""
 
+    epoch: int
     sequence: int
     frames: FrameTable
     aead: Aead
@@ -68,7 +72,7 @@ def scan_growing(keys: VolumeKeys, epoch: int, sequence: int, file: GrowingFile,
     aead = object_aead(keys, header, data[:HEADER_BYTES])
     closed = _closed_table(keys, sequence, data, what)
     if closed is not None:
-        return FoundSegment(sequence, closed, aead, file, closed=True)
+        return FoundSegment(epoch, sequence, closed, aead, file, closed=True)
     table = FrameTableBuilder()
     view = memoryview(data)
     while (length := frame_bytes(view, table.end)) and table.end + length <= len(data):
@@ -78,7 +82,7 @@ def scan_growing(keys: VolumeKeys, epoch: int, sequence: int, file: GrowingFile,
         except IntegrityError:
             break
         table.add(view[table.end + 16 : table.end + length], frame.blocks, frame.records)
-    return FoundSegment(sequence, table.table(), aead, file, closed=False)
+    return FoundSegment(epoch, sequence, table.table(), aead, file, closed=False)
 
 
 def _closed_table(keys: VolumeKeys, sequence: int, data: bytes, what: str) -> FrameTable | None:
@@ -155,10 +159,10 @@ class RecoveryLog:
         self._compressor = Compressor(Compression.parse("zstd:1"))
         self._segment: LiveSegment | None = None
 
-    def add(self, found: FoundSegment) -> None:
-        """Log every frame of a found segment."""
+    def add(self, found: FoundSegment, first: int) -> None:
+        """Log the frames of a found segment from number `first` on."""
         what = f"{self._names.open_area}/{found.file.name}"
-        for number in range(len(found.frames)):
+        for number in range(first, len(found.frames)):
             sealed = found.file.read(found.frames.offsets[number], found.frames.lengths[number])
             frame = open_frame(found.aead, number, sealed, what)
             blocks: Buffer = frame.unpack_blocks(what) if frame.blocks else b""
@@ -220,9 +224,13 @@ def take_over(
         if state.epoch != reign.epoch:
             raise LockedError("another writer took the image over at the same moment; try again")
     log = RecoveryLog(state, store, names, keys, pages, reign, world)
+    recovered = tuple(state.recovered)
     for area in areas:
+        place = 0
         for found in find_unpublished(state, keys, names, area, barrier):
-            log.add(found)
+            logged = sum(frames for epoch, frames in recovered if epoch > found.epoch)
+            log.add(found, min(max(logged - place, 0), len(found.frames)))
+            place += len(found.frames)
             found.file.close()
     log.finish()
     for area in areas:

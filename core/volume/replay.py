@@ -46,6 +46,8 @@ class VolumeState:
     condemned: dict[int, int] = field(default_factory=dict)
     barriers: list[tuple[int, int]] = field(default_factory=list)
     """(epoch, sequence) of the barriers replayed, ascending."""
+    recovered: list[tuple[int, int]] = field(default_factory=list)
+    """(epoch, frames) of the recovery segments replayed, in order."""
 
     def use_pages(self, pages: PageTable) -> None:
         """Take the page table of a newer checkpoint."""
@@ -150,6 +152,8 @@ def apply_object(state: VolumeState, item: LogObject, pages: PageStore, what: st
             )
         if header.kind is Kind.SEGMENT:
             state.accepted_epoch = header.epoch
+        else:
+            state.recovered.append((header.epoch, len(item.frames)))
         apply_frames(state, header.sequence, item.frames, pages, what)
         state.stored[header.sequence] = item.size_bytes
         state.map.live.setdefault(header.sequence, 0)
