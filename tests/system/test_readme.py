@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from nbd_server import wait_until
 
 from core.config import load_config
 from core.store.factory import open_store
+from tests.servers.ceph import free_ports
 
 pytestmark = pytest.mark.system
 
@@ -121,6 +123,25 @@ def matches(shown: str, said: str) -> bool:
 
 def test_the_five_minute_tour_prints_what_the_readme_shows(tmp_path):
     perform("tour", tmp_path, {})
+
+
+def test_the_first_command_of_the_page_serves_an_image_as_it_stands(tmp_path):
+    command = next(line for _, _, _, text in blocks() for line in text.splitlines() if line.startswith("nbdkit"))
+    port, pool = str(free_ports(1)), f"file://{tmp_path}/pool"
+    command = command.replace("10809", port).replace("file:///srv/pool", pool)
+    assert port in command and pool in command
+    environment = clean_environment(tmp_path)
+    subprocess.run(["blockyard", "pool", "create", pool], env=environment, check=True, timeout=60)
+    arguments = shlex.split(command)
+    with subprocess.Popen([arguments[0], "-f", *arguments[1:]], cwd=ROOT, env=environment) as server:
+        try:
+            look = ["nbdinfo", "--size", f"nbd://127.0.0.1:{port}/disk"]
+            wait_until(
+                lambda: subprocess.run(look, check=False, capture_output=True).returncode == 0, "the server answers"
+            )
+            assert subprocess.run(look, capture_output=True, check=True, text=True).stdout.strip() == str(100 << 30)
+        finally:
+            server.terminate()
 
 
 def test_the_s3_example_runs_on_a_real_gateway(tmp_path, ceph):
