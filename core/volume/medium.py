@@ -103,9 +103,11 @@ class JournalMedium:
         return partial(self._journal.create_growing, self._names.open_area, growing_name(epoch, sequence))
 
     def barrier_stands_at(self, sequence: int) -> bool:
-        """Say no: the journal's promise is this machine's alone (docs/durability.md)."""
-        del sequence
-        return False
+        """One stat of the mark that whoever takes over on this machine leaves in the journal (recovery, `take_over`).
+
+        A takeover on another machine is found out by the next put: the journal's promise is this machine's alone.
+        """
+        return self._journal.exists(self._names.segment(sequence))
 
     def publish(self, segment: LiveSegment) -> None:
         """Put what the file holds, then let the file go."""

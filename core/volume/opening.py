@@ -100,7 +100,7 @@ class _Opening:
             if journal is not None:
                 check_journal(state, self._names, journal, force=force)
             state, reign = take_over(
-                state, self._size_bytes, self._store, self._names, self._keys, self._pages, areas, self._world
+                state, self._size_bytes, self._store, self._names, self._keys, self._pages, areas, journal, self._world
             )
             undo.pop_all()
         lock = threading.Lock()

@@ -209,6 +209,7 @@ def take_over(
     keys: VolumeKeys,
     pages: PageStore,
     areas: list[Appendable],
+    journal: Store | None,
     world: World,
 ) -> tuple[VolumeState, Reign]:
     """Begin a new reign: barrier, then everything the reign before acknowledged from growing files, then those files go.
@@ -218,6 +219,8 @@ def take_over(
     """
     reign = put_barrier(state, store, names, keys, pages, world)
     barrier = state.generation
+    if journal is not None:
+        journal.put(names.segment(barrier), b"")  # before its files are read: its owner looks for this after every sync
     if pages.list_roots()[-1:] != ([state.checkpoint] if state.checkpoint is not None else []):
         state = load_state(pages, size_bytes)
         follow_log(state, store, names, keys, pages, None)

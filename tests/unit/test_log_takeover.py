@@ -118,6 +118,26 @@ def test_a_writer_whose_lease_ran_out_on_another_host_is_taken_over_without_forc
     kill(second)
 
 
+@pytest.mark.parametrize("accepted", [0, 1, 3000])
+def test_the_old_owner_of_a_journal_acknowledges_nothing_after_a_takeover_on_its_machine(tmp_path, accepted):
+    """The new owner has read and removed its files: what it would sync now is nobody's (invariants 1 and 2)."""
+    store = MemoryStore("journal")
+    old = open_image(store, size_bytes=64 * MIB, journal_dir=tmp_path / "journal")
+    old.write(0, block(1))
+    old.flush()
+    if accepted:
+        old.write(32 * MIB, noise(1, accepted * BLOCK_BYTES))
+    new = open_image(store, size_bytes=64 * MIB, journal_dir=tmp_path / "journal")
+    assert read(new, 0, BLOCK_BYTES) == block(1)
+    with pytest.raises(FencedError):
+        old.write(BLOCK_BYTES, block(2), fua=True)
+    with pytest.raises(FencedError):
+        old.flush()
+    assert read(new, BLOCK_BYTES, BLOCK_BYTES) == bytes(BLOCK_BYTES)
+    kill(old)
+    kill(new)
+
+
 @pytest.mark.parametrize("unflushed", [0, 1, 700, 5000])
 def test_the_old_owner_acknowledges_nothing_after_a_takeover_and_says_why(store_factory, unflushed):
     """With nothing, one block, part of a segment or whole segments accepted and not flushed when it is cut off (invariant 2)."""
