@@ -45,7 +45,7 @@ UNSEALED_SEGMENTS: Final = 2
 PUT_THREADS: Final = 6
 SEAL_THREADS: Final = 2
 DURABLE_WAIT_S: Final = 300.0
-"""A flush or a write waits this long for a store that does not answer, then fails; what it waited for is kept and tried on."""
+"""A flush, a write or a read waits this long for a store that does not answer, then fails; what was written is kept and tried on."""
 OPEN_SEGMENT_S: Final = 30.0
 """A segment that is written to slowly is closed after this time: readers beside the writer see only what is published."""
 IDLE_SEAL_S: Final = 2.0
@@ -64,11 +64,9 @@ SEGMENT_TABLES_BYTES: Final = 32 * MIB
 # The directory store.
 OPEN_FILES: Final = 512
 """Descriptors of objects kept open for ranged reads."""
-SPARE_FILES: Final = 4
-"""Zero-filled files made ahead for growing files that are synced often."""
-SPARE_FILE_BYTES: Final = 8 * MIB
-SPARE_AFTER_SYNCS: Final = 16
-"""Syncs of one growing file after which its successor is worth a spare."""
+AHEAD_AFTER_SYNCS: Final = 4
+"""Syncs of one growing file after which it is written ahead with zeros."""
+AHEAD_BYTES: Final = 256 * KIB
 ASIDE_KEPT_S: Final = 24 * 3600.0
 """Age after which a file left aside by a crash is swept."""
 
@@ -88,4 +86,3 @@ assert POOL_WRITERS * 128 < RECORD_BYTES, "a description with every writer fits 
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
 assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"
-assert SPARE_FILE_BYTES <= SEGMENT_BYTES, "a spare is no larger than what it may become"

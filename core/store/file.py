@@ -1,9 +1,9 @@
 """The directory store: objects are files, durable and whole as soon as they have their name.
 
-Layout below the root: an object stands at its key; `.aside/` holds files that are being written and spares;
+Layout below the root: an object stands at its key; `.aside/` holds files that are being written;
 `.growing/<area>/<name>` are growing files. No key part starts with a dot, so these never collide with keys.
 
-Owns the descriptors of `OpenFiles`, the spares and their thread. Nothing is touched, opened or started before the first
+Owns the descriptors of `OpenFiles`. Nothing is touched, opened or started before the first
 call. Any thread; the parts guard themselves.
 
 Invariants:
@@ -16,7 +16,6 @@ Objects are immutable, so `get_range` may keep their files open; read an overwri
 """
 
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -40,7 +39,6 @@ from core.store.file_errors import store_error, translated
 from core.store.growing import GrowingDiskFile
 from core.store.keys import check_key, check_prefix
 from core.store.open_files import OpenFile, OpenFiles
-from core.store.spares import Spares
 
 
 class FileStore:
@@ -62,7 +60,6 @@ class FileStore:
         self._directories = Directories(self._root, self._disk)
         self._aside = f"{self._root}/.aside"
         self._open_files = OpenFiles(OPEN_FILES)
-        self._spares = Spares(self._disk, self._aside_path)
         self._swept = False
         self._sweep_lock = threading.Lock()
         self._closed = False
@@ -162,35 +159,20 @@ class FileStore:
             return StoreSpace(figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize)
 
     def close(self) -> None:
-        """Close the open files, remove the spares and end their thread. Growing files are their owners' to close."""
+        """Close the open files. Growing files are their owners' to close."""
         self._closed = True
         self._open_files.clear()
-        self._spares.close()
 
     def create_growing(self, area: str, name: str) -> GrowingFile:
-        """Create `.growing/<area>/<name>`, from a spare if one is ready."""
+        """Create `.growing/<area>/<name>`."""
         path = self._growing_path(area, name)
         with translated(self.url, "create_growing", f"{area}/{name}"):
             self._ensure_aside()
             self._directories.ensure(os.path.dirname(path))  # noqa: PTH120
-            spare = self._spares.take()
-            if spare is not None:
-                try:
-                    self._disk.link(spare.path, path)
-                except OSError as cause:
-                    self._disk.close(spare.fd)
-                    with contextlib.suppress(OSError):
-                        self._disk.unlink(spare.path)
-                    if cause.errno == errno.EEXIST:
-                        raise
-                else:
-                    with contextlib.suppress(OSError):
-                        self._disk.unlink(spare.path)
-                    return self._growing(name, path, spare.fd, 0)
             return self._growing(name, path, self._disk.create(path), 0)
 
     def open_growing(self, area: str, name: str) -> GrowingFile:
-        """Open what is there; a file made from a spare may end in zeros, which count as its bytes here."""
+        """Open what is there; a file that was written ahead may end in zeros, which count as its bytes here."""
         path = self._growing_path(area, name)
         with translated(self.url, "open_growing", f"{area}/{name}"):
             fd = self._disk.open(path)
@@ -217,7 +199,6 @@ class FileStore:
             disk=self._disk,
             directories=self._directories,
             key_path=self._path,
-            on_busy=self._spares.want,
         )
 
     def _growing_path(self, area: str, name: str) -> str:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from core.errors import OutOfSpaceError, StoreError
-from core.limits import OPEN_FILES, SPARE_AFTER_SYNCS
+from core.limits import AHEAD_AFTER_SYNCS, OPEN_FILES
 from core.store.contract import Appendable
 from core.store.disk import Disk
 from core.store.file import FileStore
@@ -134,30 +134,36 @@ def test_a_publish_that_died_after_its_link_is_finished_by_the_next(tmp_path):
 
 def test_zeros_after_the_bytes_of_a_killed_writer_are_read_as_bytes(tmp_path):
     store = FileStore(tmp_path)
-    for number in range(2):
-        file = store.create_growing("image/00/open", f"f{number}")
-        for _ in range(SPARE_AFTER_SYNCS):
-            file.append([b"x"])
-            file.sync()
-        store._spares.wait_idle()
-    left = FileStore(tmp_path).open_growing("image/00/open", "f1")
-    assert left.size_bytes > SPARE_AFTER_SYNCS
-    assert left.read(0, 20) == b"x" * SPARE_AFTER_SYNCS + bytes(4)
-    left.close()
-    store.close()
-
-
-def test_spares_are_gone_after_close(tmp_path):
-    store = FileStore(tmp_path)
     file = store.create_growing("image/00/open", "f")
-    for _ in range(SPARE_AFTER_SYNCS):
+    count = AHEAD_AFTER_SYNCS + 3
+    for _ in range(count):
         file.append([b"x"])
         file.sync()
-    store._spares.wait_idle()
-    assert len(os.listdir(tmp_path / ".aside")) == 1
+    left = FileStore(tmp_path).open_growing("image/00/open", "f")
+    assert left.size_bytes > count
+    assert left.read(0, count + 4) == b"x" * count + bytes(4)
+    left.close()
+    file.publish("image/a")
+    assert store.get("image/a") == b"x" * count
     file.close()
     store.close()
-    assert os.listdir(tmp_path / ".aside") == []
+
+
+def test_a_disk_without_room_for_zeros_takes_the_bytes_all_the_same(tmp_path):
+    class Full(Disk):
+        def write(self, fd, parts, offset):
+            if sum(map(len, parts)) > 100:
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(fd, parts, offset)
+
+    store = FileStore(tmp_path, disk=Full())
+    file = store.create_growing("image/00/open", "f")
+    for _ in range(2 * AHEAD_AFTER_SYNCS):
+        file.append([b"whole"])
+        file.sync()
+    assert file.read(0, 1000) == b"whole" * 2 * AHEAD_AFTER_SYNCS
+    file.close()
+    store.close()
 
 
 def test_what_a_crash_left_aside_is_swept_after_a_day_and_not_before(tmp_path):

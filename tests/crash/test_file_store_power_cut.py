@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from core.limits import SPARE_AFTER_SYNCS
+from core.limits import AHEAD_AFTER_SYNCS
 from core.store.contract import ObjectMissingError
 from core.store.file import FileStore
 from core.store.recording import RecordingDisk, cuts
@@ -97,17 +97,12 @@ def test_a_deleted_object_stays_deleted_once_acknowledged(tmp_path, root, disk):
     check_all(disk, root, tmp_path, check)
 
 
-@pytest.mark.parametrize("from_spare", [False, True])
-def test_synced_appends_are_found_under_the_growing_name_or_the_key_in_every_cut(tmp_path, root, disk, from_spare):
+@pytest.mark.parametrize("ahead_after", [0, AHEAD_AFTER_SYNCS])
+def test_synced_appends_are_found_under_the_growing_name_or_the_key_in_every_cut(
+    tmp_path, root, disk, ahead_after, monkeypatch
+):
+    monkeypatch.setattr("core.store.growing.AHEAD_AFTER_SYNCS", ahead_after)
     store = FileStore(root, disk=disk)
-    if from_spare:
-        busy = store.create_growing(AREA, "busy")
-        for _ in range(SPARE_AFTER_SYNCS):
-            busy.append([b"x"])
-            busy.sync()
-        store._spares.wait_idle()
-        busy.discard()
-        busy.close()
     file = store.create_growing(AREA, "f")
     pieces = [f"piece {number};".encode() for number in range(6)]
     for number, piece in enumerate(pieces):
