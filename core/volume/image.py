@@ -25,6 +25,7 @@ from core.volume.frame_reader import FrameReader
 from core.volume.log_writer import LogWriter
 from core.volume.owner_lock import OwnerLock, ReaderLease
 from core.volume.page_store import PageStore
+from core.volume.patience import Patience
 from core.volume.read_ahead import ReadAhead
 from core.volume.replay import VolumeState
 from core.volume.resize_requests import ResizeRequests
@@ -51,7 +52,10 @@ class ImageUsage:
 
 
 class Image:
-    """One image, open for reading or for writing. Made by `open_volume`."""
+    """One image, open for reading or for writing. Made by `open_volume`.
+
+    `remote`: the store is behind a network. Reading runs ahead, and waits while the store is away; what a disk cannot read is told at once.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class Image:
         claim: OwnerLock | ReaderLease,
         follow: Callable[[VolumeState], VolumeState] | None,
         resize_requests: ResizeRequests,
-        read_ahead: bool,
+        remote: bool,
         world: World,
     ) -> None:
         self.name = name
@@ -83,8 +87,9 @@ class Image:
         self._follow = follow
         self._resize_requests = resize_requests
         self._world = world
-        self._read_ahead = ReadAhead(self._fetch) if read_ahead else None
         self._closing = threading.Event()
+        self._read_ahead = ReadAhead(self._fetch) if remote else None
+        self._patience = Patience(world.monotonic, self._closing, limits.DURABLE_WAIT_S if remote else 0.0)
         self._closed = False
         self._refreshing = threading.Lock()
         self._close_lock = threading.Lock()
@@ -138,6 +143,8 @@ class Image:
                 if self._entry(block) == entry:
                     raise
                 self._read(offset, memoryview(buffer))  # written anew and collected since the entry was looked up
+            except StoreError:
+                self._read(offset, memoryview(buffer))  # which has patience
             return
         self._check_range(offset, length)
         if length:
@@ -157,7 +164,7 @@ class Image:
         entries: list[int] = self._entries(first, end - first).tolist()
         while True:
             try:
-                self.reader.read_entries(entries, whole)
+                self._patience.ask(self.reader.read_entries, entries, whole)
                 break
             except IntegrityError:
                 newer: list[int] = self._entries(first, end - first).tolist()
@@ -184,7 +191,12 @@ class Image:
         missing = state.map.missing(block, count)
         if not missing:
             return
-        loaded = self._pages.load(table, missing, state.size_bytes)
+        try:
+            loaded = self._patience.ask(self._pages.load, table, missing, state.size_bytes)
+        except IntegrityError:
+            if state.pages is not table:
+                return  # checkpoints were written while we waited, and what this one stood on is gone
+            raise
         with self._lock:
             if state.pages is not table:
                 return  # a checkpoint was written meanwhile, and what was loaded may be older than it
@@ -265,7 +277,7 @@ class Image:
         while True:
             entry = self._entry(block)
             if entry:
-                self.reader.read_entries([entry], view)
+                self._patience.ask(self.reader.read_entries, [entry], view)
             else:
                 whole[:] = _ZERO_BLOCK
             whole[start : start + len(data)] = data

@@ -136,7 +136,7 @@ class _Opening:
             claim=owner,
             follow=None,
             resize_requests=ResizeRequests(self._store, self._names.prefix, self._keys, self._world),
-            read_ahead=not isinstance(self._store, Appendable),
+            remote=not isinstance(self._store, Appendable),
             world=self._world,
         )
 
@@ -176,7 +176,7 @@ class _Opening:
             claim=lease,
             follow=self._follow,
             resize_requests=ResizeRequests(self._store, self._names.prefix, self._keys, self._world),
-            read_ahead=not isinstance(self._store, Appendable),
+            remote=not isinstance(self._store, Appendable),
             world=self._world,
         )
 
