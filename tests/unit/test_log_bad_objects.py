@@ -6,6 +6,7 @@ import pytest
 
 from core.crypto.volume import VolumeKeys
 from core.errors import BlockyardError, IntegrityError, ReadOnlyError, StoreError
+from core.format.checkpoint import open_page, seal_page
 from core.format.compression import Codec
 from core.format.envelope import FOOTER_BYTES
 from core.format.frame import seal_frame
@@ -15,6 +16,7 @@ from core.units import BLOCK_BYTES, MIB, Sequence
 from core.volume.frame_reader import load_log_object
 from core.volume.image import Image
 from core.volume.names import VolumeNames
+from core.volume.page_store import PageStore
 from tests.helpers import PREFIX, block, kill, noise, open_image, read, stored_bytes, volume_keys
 
 OTHER_PREFIX = "image/" + "0b" * 16
@@ -301,3 +303,30 @@ def test_objects_of_two_histories_with_the_same_numbers_do_not_mix(good):
     for key in fresh:
         with pytest.raises(IntegrityError, match="swapped or rolled back"):
             open_image(store_of({**one, key: other[key]}), writable=False, size_bytes=SIZE)
+
+
+def test_a_reader_cannot_forge_a_map_page(good):
+    """It may seal other entries under the pack's own key: blocks would stand in one another's place. The signed root knows the page."""
+    objects, content = good
+    reader = volume_keys(writer=None)
+    key = keys_of(objects, "/pages")[-1]
+    sequence = int(key.split("/")[-2], 16)
+    root = PageStore(store_of(objects), NAMES, reader, lambda _key: None).read_root(sequence)
+    page = 0
+    place = root.pages.place(page)
+    assert place.pack == sequence
+    data = bytearray(objects[key])
+    aead = object_aead(reader, unpack_header(data, key), bytes(data[:HEADER_BYTES]))
+    entries = open_page(aead, page, bytes(data[place.offset : place.offset + place.length]), place.digest, SIZE, key)
+    for at in range(8 * 20, 8 * 50, 8):
+        swapped = entries[:at] + entries[at + 8 : at + 16] + entries[at : at + 8] + entries[at + 16 :]
+        sealed = seal_page(aead, page, swapped)
+        if len(sealed) == place.length and swapped != entries:
+            break
+    else:
+        pytest.fail("no forgery of the same length found")
+    data[place.offset : place.offset + place.length] = sealed
+    image = open_image(store_of({**objects, key: bytes(data)}), writable=False, size_bytes=SIZE, keys=reader)
+    with pytest.raises(IntegrityError, match=key):
+        read(image, 0, 60 * BLOCK_BYTES)
+    assert survives(objects, content, key, bytes(data), "forged") > 0
