@@ -1,12 +1,18 @@
 """What every system test has, and the rule that none of them is skipped."""
 
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guest import make_initramfs
 from nbd_server import DirectoryPool
+
+from core.pool.key_files import save_key_file
+from core.pool.pool import create_pool
+from core.store.factory import open_store
+from core.world import World
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +25,18 @@ def initramfs(tmp_path_factory) -> Path:
 def directory_pool(tmp_path) -> Iterator[DirectoryPool]:
     """A fresh pool in a directory; its gateways end with the test."""
     pool = DirectoryPool.create(tmp_path / "p")
+    yield pool
+    pool.end()
+
+
+@pytest.fixture
+def pool_on_s3(tmp_path, ceph, monkeypatch) -> Iterator[DirectoryPool]:
+    """A fresh pool on the real RGW; its gateways end with the test."""
+    for name, value in ceph.s3_environment.items():
+        monkeypatch.setenv(name, value)
+    pool = DirectoryPool(tmp_path)
+    (tmp_path / "url").write_text(ceph.s3_url(uuid.uuid4().hex))
+    create_pool(open_store(pool.url), lambda key: save_key_file(pool.key, key), World.real()).close()
     yield pool
     pool.end()
 

@@ -5,20 +5,15 @@ import re
 import signal
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbd
 import pytest
-from nbd_server import DirectoryPool, Server, run, wait_until
+from nbd_server import Server, run, wait_until
 
-from core.pool.key_files import save_key_file
-from core.pool.pool import create_pool
-from core.store.factory import open_store
 from core.units import KIB, MIB
-from core.world import World
 from tests.servers.ceph import Ceph
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -33,18 +28,6 @@ STAMP_AT = VERIFIED_BYTES + MIB
 """Beyond what fio writes."""
 COLD_AT = 200 * MIB
 """What an earlier gateway wrote: neither the block nor its page of the map is in memory when the store goes away."""
-
-
-@pytest.fixture
-def pool_on_s3(tmp_path, ceph, monkeypatch) -> Iterator[DirectoryPool]:
-    """A fresh pool on the real RGW; its gateways end with the test."""
-    for name, value in ceph.s3_environment.items():
-        monkeypatch.setenv(name, value)
-    pool = DirectoryPool(tmp_path)
-    (tmp_path / "url").write_text(ceph.s3_url(uuid.uuid4().hex))
-    create_pool(open_store(pool.url), lambda key: save_key_file(pool.key, key), World.real()).close()
-    yield pool
-    pool.end()
 
 
 @contextmanager
