@@ -11,7 +11,7 @@ from typing import Final
 from bench.cases import NbdTarget
 from bench.contender import NbdConnection, socket_answers
 from bench.processes import Server, allocated_bytes, run
-from gateway_nbd.limits import RECOMMENDED_THREADS
+from gateway_nbd.command import recommended_threads
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 PLUGIN: Final = PROJECT / "gateway_nbd" / "plugin.py"
@@ -32,7 +32,7 @@ class Gateway:
         socket = directory / "blockyard.sock"
         socket.unlink(missing_ok=True)
         self.target = NbdTarget(socket)
-        command = ["nbdkit", "-f", "-U", str(socket), "--threads", str(RECOMMENDED_THREADS)]
+        command = ["nbdkit", "-f", "-U", str(socket), "--threads", str(recommended_threads(url))]
         command += ["python", str(PLUGIN), f"pool={url}", f"key={key_file}", f"image={IMAGE}", *extra]
         self.server = Server(command, directory / "blockyard.log", self._environment)
         self._connection: NbdConnection | None = None

@@ -12,8 +12,7 @@ from core.cli.session import Session
 from core.config import split_image_reference
 from core.errors import NotFoundError, UsageError
 from gateway_nbd import parameters
-from gateway_nbd.command import Endpoint, Serving
-from gateway_nbd.limits import RECOMMENDED_THREADS
+from gateway_nbd.command import Endpoint, Serving, recommended_threads
 from gateway_nbd.sockets import remove_stale
 
 _PATH = click.Path(path_type=Path)
@@ -35,9 +34,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--threads",
     type=click.IntRange(1, 64),
-    default=RECOMMENDED_THREADS,
-    show_default=True,
-    help="Requests of one connection that run at once.",
+    help="Requests of one connection that run at once.  [default: 1 for a directory, 4 for a store across a network]",
 )
 @click.option("--key-file", type=_PATH, help="Key file that opens the pool.")
 @click.option("--passphrase-file", type=_PATH, help="File with the passphrase that opens the pool.")
@@ -58,7 +55,7 @@ def nbd_verb(
     tls_verify_peer: bool,
     readonly: bool,
     force: bool,
-    threads: int,
+    threads: int | None,
     key_file: Path | None,
     passphrase_file: Path | None,
     options: tuple[str, ...],
@@ -86,7 +83,7 @@ def nbd_verb(
         whole_pool=all_images,
         readonly=readonly,
         force=force,
-        threads=threads,
+        threads=threads or recommended_threads(_url(target, all_images, session)),
         options=given,
         daemon_pid_file=_under(here, pid_file),
         run=run,
@@ -96,6 +93,11 @@ def nbd_verb(
         click.echo(shlex.join(command))
         return
     _become(command, serving)
+
+
+def _url(target: str, all_images: bool, session: Session) -> str:
+    pool = target if all_images else split_image_reference(target)[0]
+    return pool if "://" in pool else session.settings(pool).url
 
 
 def _become(command: list[str], serving: Serving) -> None:

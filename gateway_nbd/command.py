@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from core.config import split_image_reference
 from core.errors import UsageError
-from gateway_nbd.limits import RECOMMENDED_THREADS, UNIX_PATH_BYTES
+from gateway_nbd.limits import THREADS_FAR, THREADS_NEAR, UNIX_PATH_BYTES
 
 PLUGIN: Final = Path(__file__).resolve().with_name("plugin.py")
 _OWN: Final = frozenset({"pool", "image", "readonly", "force"})
@@ -80,7 +80,8 @@ class Serving:
     whole_pool: bool = False
     readonly: bool = False
     force: bool = False
-    threads: int = RECOMMENDED_THREADS
+    threads: int | None = None
+    """nbdkit threads for each connection; None for what is recommended."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Parameters of the plugin, by name."""
     daemon_pid_file: Path | None = None
@@ -102,7 +103,8 @@ class Serving:
 
     def command(self) -> list[str]:
         """Give the nbdkit command. No argument of it is a secret."""
-        command = ["nbdkit", *self.endpoint.arguments(), "-t", str(self.threads)]
+        threads = self.threads or recommended_threads(self.target)
+        command = ["nbdkit", *self.endpoint.arguments(), "-t", str(threads)]
         if self.daemon_pid_file is not None:
             command += ["-P", str(self.daemon_pid_file)]
         elif self.run is not None:
@@ -140,6 +142,11 @@ class Serving:
             return f"nbd-client -unix {shlex.quote(str(self.endpoint.socket))} /dev/nbd0 -N {name} -b 4096"
         tls = " -x" if self.endpoint.has_tls else ""
         return f"nbd-client {self.endpoint.address} {self.endpoint.port} /dev/nbd0 -N {name} -b 4096 -C 4{tls}"
+
+
+def recommended_threads(url: str) -> int:
+    """Give the nbdkit threads for one connection to an image at `url`; the name of a pool counts as far away."""
+    return THREADS_NEAR if url.startswith(("file://", "memory://")) else THREADS_FAR
 
 
 def _is_loopback(address: str) -> bool:

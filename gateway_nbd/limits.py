@@ -26,8 +26,10 @@ STATS_REQUEST_S: Final = 10.0
 """For one client of the metrics page."""
 UNIX_PATH_BYTES: Final = 107
 """What the kernel takes as the path of a unix socket."""
-RECOMMENDED_THREADS: Final = 4
-"""nbdkit threads for one connection; docs/decisions/0004-nbd-gateway.md says why so few."""
+THREADS_NEAR: Final = 1
+"""nbdkit threads for one connection to an image in a directory, see docs/decisions/0004-nbd-gateway.md."""
+THREADS_FAR: Final = 4
+"""The same where a read may have to wait for a network."""
 
 assert limits.STORE_DEADLINE_S < STOP_S, "a last flush may use a store call's whole deadline"
 assert STOP_S + STOP_GRACE_S < 20.0, "SIGTERM ends the gateway within 20 s"

@@ -13,7 +13,7 @@ SOCKET = Endpoint(socket=Path("/run/d sock"))
 def test_an_image_is_served_in_the_foreground_on_a_socket():
     command = Serving("file:///srv/p/disk", SOCKET, options={"ram_cache": "1G"}).command()
     assert command == [
-        "nbdkit", "-U", "/run/d sock", "-t", "4", "-f", "python", str(PLUGIN), "pool=file:///srv/p", "image=disk", "ram_cache=1G",
+        "nbdkit", "-U", "/run/d sock", "-t", "1", "-f", "python", str(PLUGIN), "pool=file:///srv/p", "image=disk", "ram_cache=1G",
     ]  # fmt: skip
 
 
