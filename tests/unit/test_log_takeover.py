@@ -315,3 +315,22 @@ def test_no_reign_uses_a_sequence_of_another(store_factory):
     assert [image.fenced for image in images] == [True] * 4 + [False]
     for image in images:
         kill(image)
+
+
+def test_what_is_written_behind_the_new_end_while_an_image_shrinks_is_gone_before_and_after_a_crash(store_factory):
+    image = open_image(store_factory(), size_bytes=16 * MIB)
+    image.write(12 * MIB, block(1))
+    trim = image.trim
+
+    def overtaken(offset: int, length: int, *, fua: bool = False) -> None:
+        trim(offset, length, fua=fua)
+        image.write(13 * MIB, block(2))
+
+    image.trim = overtaken
+    image.resize(8 * MIB, allow_shrink=True)
+    image.resize(16 * MIB)
+    assert read(image, 8 * MIB, 8 * MIB) == bytes(8 * MIB)
+    kill(image)
+    after = open_image(store_factory(), size_bytes=16 * MIB)
+    assert read(after, 8 * MIB, 8 * MIB) == bytes(8 * MIB)
+    kill(after)
