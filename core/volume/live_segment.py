@@ -67,6 +67,8 @@ class LiveSegment:
         self.ended = threading.Event()
         self.digest = b""
         self.published = False
+        self.previous: LiveSegment | None = None
+        """The segment before, until this one is an object: its digest goes into our index."""
         self.used_blocks = 0
         self.size_bytes = 0
         packed = header.pack()

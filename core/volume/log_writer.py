@@ -134,7 +134,7 @@ class LogWriter:
         self._attempts_failed = 0
         self._try_again = threading.Event()
         self._to_seal: queue.SimpleQueue[tuple[LiveSegment, range] | None] = queue.SimpleQueue()
-        self._to_publish: queue.SimpleQueue[tuple[LiveSegment, LiveSegment | None] | None] = queue.SimpleQueue()
+        self._to_publish: queue.SimpleQueue[LiveSegment | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._seal_loop, daemon=True) for _ in range(limits.SEAL_THREADS)]
         self._threads += [threading.Thread(target=self._publish_loop, daemon=True) for _ in range(medium.publishers)]
         for thread in self._threads:
@@ -191,9 +191,9 @@ class LogWriter:
             self._close_open(self._open, inline=False)
         return self._last_closed
 
-    def _close_open(self, segment: LiveSegment, *, inline: bool) -> tuple[LiveSegment, LiveSegment | None, range]:
+    def _close_open(self, segment: LiveSegment, *, inline: bool) -> tuple[LiveSegment, range]:
         frames = segment.close()
-        previous = self._last_closed
+        segment.previous = self._last_closed
         with self._state:
             self._unpublished.append(segment)
             self._backlog = len(self._unpublished)
@@ -203,8 +203,8 @@ class LogWriter:
         if not inline:
             if frames:
                 self._to_seal.put((segment, frames))
-            self._to_publish.put((segment, previous))
-        return segment, previous, frames
+            self._to_publish.put(segment)
+        return segment, frames
 
     @property
     def backlog(self) -> int:
@@ -255,22 +255,40 @@ class LogWriter:
             # First of all: frames that were claimed are sealed by whoever claimed them, or by nobody.
             segment.seal(frames, self._compressor)
             self.counters.frames_sealed += len(frames)
-        if before is not None:
+        unpublished: list[LiveSegment] = []
+        if self._medium.keeps_until_released:
+            unpublished = self._sync_closed()
+        elif before is not None:
             self.wait_published(before.sequence)
-        if segment is None or not cut:
-            return target
-        segment.wait_appended(cut)
+        if segment is not None and cut:
+            segment.wait_appended(cut)
+            self._sync(segment)
+            unpublished.append(segment)
+        for each in unpublished:
+            self._check_barrier(each.sequence)
+        self.trouble = None
+        return target
+
+    def _sync_closed(self) -> list[LiveSegment]:
+        """Sync the closed segments that are not yet objects, whole with their ends: only the last file of a reign may lack one."""
+        with self._state:
+            closed = list(self._unpublished)
+        for segment in closed:
+            while not self._finish(segment):
+                if self.failure is not None:
+                    raise self.failure
+            self._sync(segment)
+        return closed
+
+    def _sync(self, segment: LiveSegment) -> None:
         try:
             segment.sync()
         except BlockyardError as error:
             raise self._fail(error) from None
         self.counters.syncs += 1
-        self._check_barrier(segment.sequence)
-        self.trouble = None
-        return target
 
     def _check_barrier(self, sequence: int) -> None:
-        """Stat after sync (invariant 2): the place in the log that is ours must be free, or taken by ourselves."""
+        """Stat after sync (invariant 2): our places in the log must be free, or taken by ourselves."""
         if self._medium.barrier_stands_at(sequence):
             self.lose_reign(sequence)
             if self.failure is not None:
@@ -289,10 +307,10 @@ class LogWriter:
             job = self._close_open(segment, inline=True) if segment is not None and not segment.is_empty else None
             last = self._last_closed
         if job is not None:
-            segment, previous, frames = job
+            segment, frames = job
             segment.seal(frames, self._compressor)
             self.counters.frames_sealed += len(frames)
-            self._try_publish(segment, previous, once=True)
+            self._try_publish(segment, once=True)
         if last is not None:
             self.wait_published(last.sequence)
         return target
@@ -336,10 +354,10 @@ class LogWriter:
                 self._note_trouble(error)  # the frames are kept; whoever flushes or publishes appends them again
 
     def _publish_loop(self) -> None:
-        while (job := self._to_publish.get()) is not None:
-            self._try_publish(*job)
+        while (segment := self._to_publish.get()) is not None:
+            self._try_publish(segment)
 
-    def _try_publish(self, segment: LiveSegment, previous: LiveSegment | None, *, once: bool = False) -> None:
+    def _try_publish(self, segment: LiveSegment, *, once: bool = False) -> None:
         """Publish one closed segment, again and again until it is an object, another writer is, or we are closed.
 
         `once` leaves the second attempt and all after it to the publishing threads: a flush waits no longer than it may.
@@ -347,9 +365,8 @@ class LogWriter:
         delay_s = _RETRY_FIRST_S
         while self.failure is None and not self._closing.is_set():
             try:
-                if previous is not None and not previous.ended.wait(1.0):
+                if not self._finish(segment):
                     continue
-                segment.finish(previous.digest if previous is not None else self.reign.previous_digest)
                 if self._medium.durable_by_sync:
                     segment.sync()
                 with self._publishing if self._medium.publishers == 1 else contextlib.nullcontext():
@@ -361,7 +378,7 @@ class LogWriter:
             except StoreError as error:
                 self._note_trouble(error)
                 if once:
-                    self._to_publish.put((segment, previous))
+                    self._to_publish.put(segment)
                     return
                 self._try_again.wait(delay_s)
                 if not self._closing.is_set():
@@ -370,7 +387,16 @@ class LogWriter:
             except BlockyardError as error:
                 self._fail(error)
 
+    def _finish(self, segment: LiveSegment) -> bool:
+        """Add the end to a closed segment once the one before has its own; say whether that was soon enough."""
+        previous = segment.previous
+        if previous is not None and not previous.ended.wait(1.0):
+            return False
+        segment.finish(previous.digest if previous is not None else self.reign.previous_digest)
+        return True
+
     def _mark_published(self, segment: LiveSegment) -> None:
+        objects = []
         with self._state:
             segment.published = True
             self.counters.segments_published += 1
@@ -380,8 +406,12 @@ class LogWriter:
                 first = self._unpublished.popleft()
                 self._on_published(first)
                 self.published = first.sequence
+                first.previous = None
+                objects.append(first)
             self._backlog = len(self._unpublished)
             self._state.notify_all()
+        for each in objects:
+            self._medium.release(each)
 
     def _note_trouble(self, error: BlockyardError) -> None:
         with self._state:

@@ -18,6 +18,8 @@ class Medium(Protocol):
 
     durable_by_sync: bool
     """A sync of the open segment is enough for a flush; otherwise a flush closes the segment and puts it."""
+    keeps_until_released: bool
+    """Files outlive their publishing until `release`: so a flush need not wait for earlier segments to be objects, only for their sync."""
     publishers: int
     """How many segments may be on their way to the store at once."""
     unpublished_segments: int
@@ -35,11 +37,15 @@ class Medium(Protocol):
         ObjectExistsError: another writer was first.
         """
 
+    def release(self, segment: LiveSegment) -> None:
+        """Let go of what stands for a segment beside its object. Called in log order, when every earlier one is an object too."""
+
 
 class StoreFileMedium:
     """A store that can append: flush is one fdatasync, publishing is a link."""
 
     durable_by_sync: bool = True
+    keeps_until_released: bool = False
     publishers: int = 1
     unpublished_segments: int = limits.UNPUBLISHED_SEGMENTS
 
@@ -60,11 +66,15 @@ class StoreFileMedium:
         assert segment.file is not None, "this medium makes a file for every segment"
         segment.file.publish(self._names.segment(segment.sequence))
 
+    def release(self, segment: LiveSegment) -> None:
+        """Nothing: publishing took the growing name away."""
+
 
 class PutMedium:
     """A store of whole objects: flush is a put of the segment so far."""
 
     durable_by_sync: bool = False
+    keeps_until_released: bool = False
     publishers: int = limits.PUT_THREADS
     unpublished_segments: int = limits.INFLIGHT_RAM_SEGMENTS
 
@@ -85,11 +95,15 @@ class PutMedium:
         """Put it whole."""
         self._store.put(self._names.segment(segment.sequence), segment.whole_bytes())
 
+    def release(self, segment: LiveSegment) -> None:
+        """Nothing: there was no file."""
+
 
 class JournalMedium:
     """Flush is an fdatasync of a local file; the put to the store follows, and only then the file goes."""
 
     durable_by_sync: bool = True
+    keeps_until_released: bool = True
     publishers: int = limits.PUT_THREADS
     unpublished_segments: int = limits.UNPUBLISHED_SEGMENTS
 
@@ -110,7 +124,11 @@ class JournalMedium:
         return self._journal.exists(self._names.segment(sequence))
 
     def publish(self, segment: LiveSegment) -> None:
-        """Put what the file holds, then let the file go."""
+        """Put what the file holds."""
         assert segment.file is not None, "this medium makes a file for every segment"
         self._store.put(self._names.segment(segment.sequence), segment.file.read(0, segment.size_bytes))
+
+    def release(self, segment: LiveSegment) -> None:
+        """Discard the file. In log order: puts end in any order, and a gap in the log would cut off what follows it."""
+        assert segment.file is not None, "this medium makes a file for every segment"
         segment.file.discard()
