@@ -1,17 +1,21 @@
-"""The C library's allocator, told to waste less: frames of many sizes come and go on many threads.
+"""The C library's allocator, told to waste less: frames of many sizes come and go on many threads, and whole segments between them.
 
-With an arena for each thread glibc keeps what each of them freed: after nbd-8 the gateway had 409 MB where two arenas need 294 (the same
-cache, the same work). Python's interpreter lock lets one thread allocate at a time, so more arenas win nothing.
+With an arena for each thread glibc keeps what each of them freed; Python lets one thread allocate at a time, so more arenas
+win nothing. And a segment of 4 to 8 MiB that is put leaves a hole in the heap that small things settle in. After nbd-8 on a directory the
+gateway had 409 MB with the defaults and 294 with two arenas; on RADOS segments apart from the heap saved another 45.
 """
 
 import ctypes
 from typing import Final
 
-_M_ARENA_MAX: Final = -8  # malloc.h
+_M_MMAP_THRESHOLD: Final = -3  # malloc.h
+_M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
+_APART_BYTES: Final = 2 << 20
+"""Larger than what a read or a write takes (their pages would be mapped anew each time), smaller than most segments."""
 
 
-def bound_arenas() -> bool:
-    """Limit the arenas of this process; say whether the C library took it. Threads that allocated before keep theirs."""
+def tune_allocator() -> bool:
+    """Limit arenas and heap of this process; say whether the C library took it. Threads that allocated before keep their arenas."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_M_ARENA_MAX, _ARENAS) == 1
+    return mallopt is not None and mallopt(_M_ARENA_MAX, _ARENAS) == mallopt(_M_MMAP_THRESHOLD, _APART_BYTES) == 1

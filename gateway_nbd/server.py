@@ -16,7 +16,7 @@ from typing import Protocol
 
 from core.errors import BlockyardError, NotFoundError, StoreTimeoutError
 from gateway_nbd import limits, parameters
-from gateway_nbd.allocator import bound_arenas
+from gateway_nbd.allocator import tune_allocator
 from gateway_nbd.connection import BlockImage, Connection, wire_errno
 from gateway_nbd.exports import Exports, ImageSource
 from gateway_nbd.figures import StoreCalls
@@ -92,7 +92,7 @@ class Gateway:
 
     def after_fork(self) -> None:
         """Make what has threads."""
-        bound_arenas()
+        tune_allocator()
         chosen = self._chosen
         source = _LazySource(self._pool.connect)
         self._exports = Exports(
