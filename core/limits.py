@@ -57,7 +57,7 @@ CHECKPOINT_DIRTY_PAGES: Final = 8192
 # Memory.
 MAP_PAGES_RAM: Final = 8192
 """Map pages in memory (64 MiB, 32 GiB of mapped image)."""
-RAM_CACHE_BYTES: Final = 160 * MIB
+RAM_CACHE_BYTES: Final = 192 * MIB
 SEGMENT_TABLES_BYTES: Final = 32 * MIB
 """Frame tables of segments in memory: those of some 4,000 segments that were written in sequence."""
 
