@@ -167,12 +167,13 @@ class BlockMap:
             self.dirty |= self.pinned
         self.pinned = set()
 
-    def evict(self, keep: int) -> None:
-        """Drop clean pages, oldest first, until `keep` are in memory or only pages that must stay are."""
+    def evict(self, keep: int, spared: range = range(0)) -> None:
+        """Drop clean pages, oldest first, until `keep` are in memory or only pages that must stay are; `spared` are left alone."""
         surplus = len(self._pages) - keep
         if surplus <= 0:
             return
-        victims = [page for page in self._pages if page not in self.dirty and page not in self.pinned]
+        clean = (page for page in self._pages if page not in self.dirty and page not in self.pinned)
+        victims = [page for page in clean if page not in spared]
         for page in victims[:surplus]:
             del self._pages[page]
 

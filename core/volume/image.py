@@ -201,7 +201,9 @@ class Image:
             if state.pages is not table:
                 return  # a checkpoint was written meanwhile, and what was loaded may be older than it
             if state.map.pages_in_memory > limits.MAP_PAGES_RAM:
-                state.map.evict(limits.MAP_PAGES_RAM * 7 // 8)
+                # Not the range's own pages: where nearly all are dirty, its parts would drive one another out for ever.
+                needed = range(block >> _PAGE_SHIFT, ((block + count - 1) >> _PAGE_SHIFT) + 1)
+                state.map.evict(limits.MAP_PAGES_RAM * 7 // 8, needed)
             for page, data in loaded.items():
                 state.map.install(page, data)
 

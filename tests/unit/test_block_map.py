@@ -14,7 +14,7 @@ from core.units import BLOCK_BYTES, GIB, MIB, TIB
 from core.volume.block_map import PAGE_ENTRIES, BlockMap, entry_of, segment_of
 from core.volume.extents import entry_extents
 from core.volume.zeros import is_zero, nonzero_runs
-from tests.helpers import block, kill, open_image, read
+from tests.helpers import block, kill, noise, open_image, read
 
 LAST_BLOCK = limits.IMAGE_BYTES // BLOCK_BYTES - 1
 
@@ -232,3 +232,21 @@ def test_the_map_in_memory_stays_within_its_bound(monkeypatch, work):
                 image.trim(page * 4 * MIB + BLOCK_BYTES, BLOCK_BYTES)
             assert image._map.pages_in_memory <= 80 + 64, "the bound, and what one load brings along"
         kill(image)
+
+
+def test_a_range_can_be_read_while_dirty_pages_fill_the_bound(monkeypatch):
+    """One page of the range is in memory and clean, the other is not: loading one must not drive the other out, for ever in turns."""
+    store = MemoryStore("dirty")
+    image = open_image(store, size_bytes=GIB)
+    for page in (0, 100, 101):
+        image.write(page * 4 * MIB, noise(page, 4 * MIB))
+    image.checkpoint()
+    monkeypatch.setattr(limits, "MAP_PAGES_RAM", 1)
+    image.write(0, block(1))
+    image._map.evict(0)
+    assert read(image, 101 * 4 * MIB, BLOCK_BYTES) == noise(101, 4 * MIB)[:BLOCK_BYTES]
+    with image._lock:
+        image._map.evict(0, range(101, 102))
+    image.write(4 * MIB, block(2))
+    assert read(image, 100 * 4 * MIB, 8 * MIB) == noise(100, 4 * MIB) + noise(101, 4 * MIB)
+    kill(image)
