@@ -70,7 +70,8 @@ def scan_growing(keys: VolumeKeys, epoch: int, sequence: int, file: GrowingFile,
     if header.epoch != epoch:
         return None
     aead = object_aead(keys, header, data[:HEADER_BYTES])
-    closed = _closed_table(keys, sequence, data, what)
+    # A file that was written ahead ends in zeros; the magic that ends a footer does not.
+    closed = _closed_table(keys, sequence, data.rstrip(b"\0"), what)
     if closed is not None:
         return FoundSegment(epoch, sequence, closed, aead, file, closed=True)
     table = FrameTableBuilder()

@@ -56,7 +56,9 @@ def fill(image: Image) -> bytes:
     return bytes(expected)
 
 
-def test_flushes_go_on_while_the_store_is_away_and_nothing_they_vouched_for_is_lost(journal):
+@pytest.mark.parametrize("ahead_after", [0, 1000], ids=["written ahead with zeros", "plain"])
+def test_flushes_go_on_while_the_store_is_away_and_nothing_they_vouched_for_is_lost(journal, ahead_after, monkeypatch):
+    monkeypatch.setattr("core.store.growing.AHEAD_AFTER_SYNCS", ahead_after)
     store = Away()
     image = opened(store, journal)
     store.down = True
