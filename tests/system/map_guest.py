@@ -47,7 +47,7 @@ mount -t ext4 -o noatime /dev/vda /root || poweroff -f
 cp -a /code/. /root/
 cp /script /environment /root/
 mount -t proc proc /root/proc; mount -t sysfs sys /root/sys; mount -t devtmpfs dev /root/dev
-mount -t tmpfs -o mode=755 tmpfs /root/run; mount -t tmpfs tmpfs /root/tmp
+mount -t tmpfs -o mode=755 tmpfs /root/run; chmod 1777 /root/tmp  # a directory: the checkout may lie below it
 [ -b /dev/vdb ] && mount -t ext4 -o noatime /dev/vdb /root/pool
 exec chroot /root /bin/sh /started
 """
