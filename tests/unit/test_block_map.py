@@ -240,7 +240,7 @@ def test_a_range_can_be_read_while_dirty_pages_fill_the_bound(monkeypatch):
     image = open_image(store, size_bytes=GIB)
     for page in (0, 100, 101):
         image.write(page * 4 * MIB, noise(page, 4 * MIB))
-    image.checkpoint()
+        image.checkpoint()  # each page in a pack of its own, so that none comes along with another
     monkeypatch.setattr(limits, "MAP_PAGES_RAM", 1)
     image.write(0, block(1))
     image._map.evict(0)
