@@ -222,6 +222,7 @@ class LogWriter:
             pass
 
     def _lead_or_follow(self, wanted: int) -> bool:
+        deadline = self._world.monotonic() + limits.DURABLE_WAIT_S
         with self._state:
             while True:
                 if self.failure is not None:
@@ -231,7 +232,14 @@ class LogWriter:
                 if not self._flushing:
                     self._flushing = True
                     break
-                self._state.wait()
+                left = deadline - self._world.monotonic()
+                if (
+                    left <= 0
+                ):  # each leader waits as long as this: one after the other they would hold a follower for hours
+                    raise self.trouble or StoreTimeoutError(
+                        f"no flush ended within {limits.DURABLE_WAIT_S:.0f} s; it is tried on"
+                    )
+                self._state.wait(left)
         durable = 0
         try:
             durable = self._flush_synced() if self._medium.durable_by_sync else self._flush_put()
