@@ -54,6 +54,11 @@ CHECKPOINT_SEGMENTS: Final = 256
 """Log segments after which a checkpoint is written; bounds the replay at open."""
 CHECKPOINT_DIRTY_PAGES: Final = 8192
 
+# Filesystems.
+FILE_BYTES: Final = 16 * TIB
+SEQUENCE_RANGE: Final = 1 << 16
+"""Segment numbers a session takes at once; a put store uses one for every flush."""
+
 # Memory.
 MAP_PAGES_RAM: Final = 8192
 """Map pages in memory (64 MiB, 32 GiB of mapped image)."""

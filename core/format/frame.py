@@ -27,6 +27,8 @@ class RecordKind(IntEnum):
     WRITE = 1
     TRIM = 2
     RESIZE = 3
+    INODE = 5
+    """The WRITE records after it, up to the next of its kind in the segment, are of the file whose inode is `start`: filesystems only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,13 @@ def unpack_records(data: Buffer, blocks: int, what: str) -> list[Record]:
             raise IntegrityError(
                 f"{what} holds a record of kind {tagged >> _START_BITS}: use a newer version"
             ) from None
-        end_bytes = start if kind is RecordKind.RESIZE else (start + count) * BLOCK_BYTES
-        if end_bytes > limits.IMAGE_BYTES:
-            raise IntegrityError(f"{what} holds a record past the largest image: it was altered")
+        if kind is RecordKind.INODE:
+            plausible = start > 0 and count == 0
+        else:
+            end_bytes = start if kind is RecordKind.RESIZE else (start + count) * BLOCK_BYTES
+            plausible = end_bytes <= limits.IMAGE_BYTES
+        if not plausible:
+            raise IntegrityError(f"{what} holds a record past the largest image or of no file: it was altered")
         if kind is RecordKind.WRITE:
             written += count
         records.append(Record(kind, start, count))

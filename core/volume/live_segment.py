@@ -2,7 +2,7 @@
 
 Two sides that may run at once:
 
-*Filling* (`write`, `trim`, `resize`, `cut`, `claim`, `close`): under the image's lock, by whoever writes.
+*Filling* (`write`, `patch`, `note_inode`, `trim`, `resize`, `cut`, `claim`, `close`): under the image's lock, by whoever writes.
 *Storing* (`seal`, `finish`): by sealing and publishing threads; `_order` guards the order of frames in the file.
 
 1. Blocks lie in `_raw` densely, in the order they were written; frame `f` holds `_blocks[f]` of them from block `_bases[f]` on.
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _RECORDS_BYTES: Final = limits.FRAME_RECORDS * RECORD_BYTES
 _RECORDS_LIMIT: Final = limits.SEGMENT_RECORDS - limits.FRAME_RECORDS - limits.SEGMENT_BLOCKS
 """Records in ended frames after which a segment takes no more: the frame at hand and one write of every block still fit."""
+_FRAME_MASK: Final = (1 << (POSITION_BITS - SLOT_BITS)) - 1
+_SLOT_MASK: Final = BLOCKS_PER_FRAME - 1
 _ORDER_WAIT_S: Final = 60.0
 _SEAL_FRAMES: Final = 32
 """Frames compressed in one call."""
@@ -85,6 +87,7 @@ class LiveSegment:
         self._frame_base = 0
         self._frame_records = bytearray()
         self._claimed = 0
+        self._inode = 0
         self._order = threading.Condition()
         self._sealed: dict[int, tuple[bytes, bytes]] = {}
         self._table = FrameTableBuilder()
@@ -132,6 +135,23 @@ class LiveSegment:
             if not count:
                 return entry
             block += take
+
+    def patch(self, entry: int, start: int, data: memoryview) -> bool:
+        """Write over part of a block of this segment, from its byte `start` on, if its frame may still change (2); say whether."""
+        frame = entry >> SLOT_BITS & _FRAME_MASK
+        if frame != len(self._bases) or self.closed:
+            return False
+        raw = self._raw
+        assert raw is not None, "a segment that is filled still has its blocks"
+        at = (self._frame_base + (entry & _SLOT_MASK)) * BLOCK_BYTES + start
+        raw[at : at + len(data)] = data
+        return True
+
+    def note_inode(self, inode: int) -> None:
+        """Note whose blocks the next writes are, unless it is the same file as before."""
+        if inode != self._inode:
+            self._inode = inode
+            self._note(RecordKind.INODE, inode, 0)
 
     def trim(self, block: int, count: int) -> None:
         """Note that `count` blocks became holes."""

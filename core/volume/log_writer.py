@@ -144,10 +144,11 @@ class LogWriter:
 
     def wait_for_room(self) -> None:
         """Wait, without the image's lock, until a segment may be closed; raise what keeps the store from taking it."""
-        if not self._has_room() or self.failure is not None:
-            self._wait(self._has_room)
+        if not self.has_room() or self.failure is not None:
+            self._wait(self.has_room)
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Say whether a segment may be closed now."""
         return self._backlog < self._medium.unpublished_segments and self._unsealed < limits.UNSEALED_SEGMENTS
 
     def _note_sealed(self) -> None:

@@ -171,6 +171,8 @@ def apply_frames(state: VolumeState, sequence: int, frames: FrameTable, pages: P
 def _apply_records(state: VolumeState, sequence: int, frame: int, records: Iterable[Record], pages: PageStore) -> None:
     slot = 0
     for record in records:
+        if record.kind is RecordKind.INODE:
+            raise IntegrityError(f"segment {sequence} of an image holds blocks of a file: it belongs to a filesystem")
         if record.kind is RecordKind.RESIZE:
             resize_state(state, record.start, pages)
         elif record.count:
