@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from guest import make_initramfs
+from mounts import SharedFilesystem
 from nbd_server import DirectoryPool
 
 from core.pool.key_files import save_key_file
@@ -49,6 +50,13 @@ def _far_pool(root: Path, url: str) -> Iterator[DirectoryPool]:
     create_pool(open_store(pool.url), lambda key: save_key_file(pool.key, key), World.real()).close()
     yield pool
     pool.end()
+
+
+@pytest.fixture
+def shared_filesystem(directory_pool, tmp_path) -> Iterator[SharedFilesystem]:
+    """A fresh filesystem in a directory; start its server (or let the first mount do it) and mount it. All of it ends with the test."""
+    with SharedFilesystem(tmp_path / "fs", directory_pool.url, directory_pool.key) as filesystem:
+        yield filesystem.create()
 
 
 @pytest.fixture
