@@ -45,6 +45,8 @@ class RecordKind(IntEnum):
     REMOVED = 8
     SNAPSHOT = 9
     CHILD = 10
+    FILESYSTEM = 11
+    METADATA = 12
 
     @property
     def signed(self) -> bool:

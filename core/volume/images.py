@@ -6,12 +6,13 @@ Stateless; any thread. An image is its volume id: a name is a record that leads 
 from core import limits
 from core.config import PoolSettings
 from core.crypto.volume import VolumeKeys
-from core.errors import AlreadyExistsError, IntegrityError, UsageError
+from core.errors import UsageError
 from core.format.compression import Compression
-from core.pool.names import Name
+from core.pool.names import VolumeKind
 from core.pool.pool import Pool
+from core.pool.volumes import load_all
 from core.units import format_size
-from core.volume.description import ImageInfo, description_key, load_description, put_description
+from core.volume.description import ImageInfo, create_description, load_description
 from core.volume.image import Image
 from core.volume.opening import open_volume
 from core.volume.options import Durability, ImageOptions
@@ -33,15 +34,7 @@ def create_image(pool: Pool, name: str, size_bytes: int) -> ImageInfo:
     """Make an empty image; durable on return. AlreadyExistsError if the name is taken. It stores two small records."""
     pool.keys.require_writer("creating an image")
     check_size(size_bytes)
-    if pool.names.find(name) is not None and _is_current(pool, name):
-        raise AlreadyExistsError(f"an image is called {name!r} already in the pool at {pool.store.url}")
-    info = put_description(pool, name, size_bytes)
-    try:
-        pool.names.add(name, info.volume_id)
-    except AlreadyExistsError:
-        pool.store.delete(description_key(info.volume_id))
-        raise
-    return info
+    return create_description(pool, name, size_bytes)
 
 
 def check_size(size_bytes: int) -> None:
@@ -85,17 +78,16 @@ def image_options(settings: PoolSettings) -> ImageOptions:
 
 def image_names(pool: Pool) -> list[str]:
     """Give the names of the pool's images, sorted."""
-    return [each.name for each in pool.names.everything()]
+    return [each.name for each in pool.names.everything(VolumeKind.IMAGE)]
 
 
 def list_images(pool: Pool) -> list[ImageInfo]:
     """Describe every image of the pool, sorted by name. Costs two small gets for each."""
-    found = (_info(pool, each) for each in pool.names.everything())
-    return [info for info in found if info is not None]
+    return [info for info, _keys in load_all(pool, VolumeKind.IMAGE, load_description)]
 
 
 def image_info(pool: Pool, name: str) -> ImageInfo:
-    """Describe one image; NotFoundError if there is none of this name."""
+    """Describe one image; NotFoundError if nothing has this name, UsageError if a filesystem has."""
     return image_keys(pool, name)[0]
 
 
@@ -109,17 +101,3 @@ def rename_image(pool: Pool, old: str, new: str) -> None:
     """Rename an image, open or not; AlreadyExistsError if the new name is taken. Durable on return."""
     pool.keys.require_writer("renaming an image")
     pool.names.rename(old, new)
-
-
-def _info(pool: Pool, name: Name) -> ImageInfo | None:
-    """Describe an image; None if it was removed since it was listed."""
-    try:
-        return load_description(pool, name.name, name.volume_id)[0]
-    except IntegrityError:
-        if pool.names.find(name.name) is None:
-            return None
-        raise
-
-
-def _is_current(pool: Pool, name: str) -> bool:
-    return any(each.name == name for each in pool.names.everything())

@@ -1,4 +1,4 @@
-"""The advisory lock of an image: who writes it, as a useful sentence for whoever comes second.
+"""The advisory lock of a volume: who writes (or serves) it, as a useful sentence for whoever comes second.
 
 Safety never rests on it: the barrier does that (invariant 2). A record names host, boot, process and heartbeat. The owner of a dead
 process on the same host is dead at once; an owner on another host is dead when its heartbeat is older than the lease.
@@ -6,6 +6,7 @@ process on the same host is dead at once; an owner on another host is dead when 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
@@ -51,14 +52,32 @@ def is_alive(owner: Owner, world: World, start_of_pid: str) -> bool:
     return world.now() - owner.heartbeat_s < limits.LOCK_LEASE_S
 
 
-class OwnerLock:
-    """This process's claim on one image. One thread at a time."""
+IMAGE_IN_USE: Final = (
+    "image {name} is open for writing by {owner}. Stop it first, open read-only, or use force=true, "
+    "which cuts that writer off"
+)
 
-    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, image: str, world: World) -> None:
+
+class OwnerLock:
+    """This process's claim on one volume. One thread at a time.
+
+    `refusal` is the sentence for whoever finds a living owner; it may name `{name}` and `{owner}`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        names: VolumeNames,
+        keys: VolumeKeys,
+        name: str,
+        world: World,
+        refusal: str = IMAGE_IN_USE,
+    ) -> None:
         self._store = store
         self._key = names.lock
         self._keys = volume_record_keys(keys)
-        self._image = image
+        self._name = name
+        self._refusal = refusal
         self._world = world
         self._nonce = world.random_bytes(16)
 
@@ -82,10 +101,7 @@ class OwnerLock:
         """Write our record, or raise LockedError naming a living owner; `force` writes it all the same."""
         owner = None if force else self.read()
         if owner is not None and is_alive(owner, self._world, process_start(owner.pid)):
-            raise LockedError(
-                f"image {self._image} is open for writing by {owner.describe()}. Stop it first, open read-only, or use force=true, "
-                "which cuts that writer off"
-            )
+            raise LockedError(self._refusal.format(name=self._name, owner=owner.describe()))
         self.beat()
 
     def beat(self) -> None:

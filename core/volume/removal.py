@@ -1,27 +1,30 @@
-"""Removing an image for good. Stateless; any thread, any process, several at once.
+"""Removing a volume for good. Stateless; any thread, any process, several at once.
 
-Order, so that a crash at any point leaves either the whole image or a removal that the next one finishes:
-(1) a record `removed/<volume>`; (2) the names go; (3) all objects of the image but its description; (4) the description;
+Order, so that a crash at any point leaves either the whole volume or a removal that the next one finishes:
+(1) a record `removed/<volume>`; (2) the names go; (3) all objects of the volume but its description; (4) the description;
 (5) the record of (1). Nothing else of the pool is touched.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from core import limits
 from core.errors import IntegrityError, LockedError
-from core.format.record import RecordKind
-from core.pool.names import VOLUME_ID_BYTES
+from core.format.record import RecordFields, RecordKind, RecordValue
+from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.pool import Pool
+from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectExistsError
-from core.volume.description import description_key, image_prefix, load_description
+from core.volume.description import image_prefix, load_description
 from core.volume.names import VolumeNames
 from core.volume.owner_lock import OwnerLock, living_leases
 
 PREFIX: Final = "removed/"
 _BATCH: Final = 256
+Claim = Callable[[bytes], None]
+"""Makes sure that nobody uses the volume of this id, and keeps others out while its objects go; LockedError if somebody does."""
 
 
 def remove_image(pool: Pool, name: str, *, force: bool = False) -> None:
@@ -29,18 +32,24 @@ def remove_image(pool: Pool, name: str, *, force: bool = False) -> None:
 
     `force` removes it whoever has it open, and even if it is too damaged to be opened; its writer then fails.
     """
-    pool.keys.require_writer("removing an image")
-    volume_id = pool.names.get(name).volume_id
+    remove_volume(pool, IMAGES, name, lambda volume_id: _claim(pool, name, volume_id, force=force), force=force)
+
+
+def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, force: bool) -> None:
+    """Delete a volume and everything it stored once `claim` lets it; with `force` also one too damaged to be claimed."""
+    pool.keys.require_writer(f"removing {family.kind.with_article}")
+    volume_id = pool.names.get(name, family.kind).volume_id
     try:
-        _claim(pool, name, volume_id, force=force)
+        claim(volume_id)
     except IntegrityError:
         if not force:
             raise
+    values: dict[str, RecordValue] = {"image": volume_id, "since": int(pool.world.now())}
+    if family.kind is not VolumeKind.IMAGE:
+        values["kind"] = family.kind.value
     with contextlib.suppress(ObjectExistsError):
-        pool.records.put(
-            RecordKind.REMOVED, PREFIX + volume_id.hex(), {"image": volume_id, "since": int(pool.world.now())}
-        )
-    _finish(pool, volume_id)
+        pool.records.put(RecordKind.REMOVED, PREFIX + volume_id.hex(), values)
+    _finish(pool, family, volume_id)
     finish_removals(pool)
 
 
@@ -55,14 +64,23 @@ def finish_removals(pool: Pool) -> int:
         volume_id = fields.blob("image", VOLUME_ID_BYTES)
         if info.key != PREFIX + volume_id.hex():
             raise IntegrityError(f"{info.key} names another image than its key: it was swapped")
-        _finish(pool, volume_id)
+        _finish(pool, _family(fields), volume_id)
         count += 1
     return count
 
 
-def _finish(pool: Pool, volume_id: bytes) -> None:
-    prefix = image_prefix(volume_id)
-    last = description_key(volume_id)
+def _family(fields: RecordFields) -> VolumeFamily:
+    """Tell from a notice of removal what is removed; one without a kind is of an image."""
+    if not fields.has("kind"):
+        return IMAGES
+    if fields.text("kind") == FILESYSTEMS.kind.value:
+        return FILESYSTEMS
+    raise IntegrityError(f"{fields.what} removes something this program does not know: use a newer one")
+
+
+def _finish(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
+    prefix = family.prefix(volume_id)
+    last = family.description_key(volume_id)
     pool.names.remove(volume_id)
     _discard_growing(pool, VolumeNames(prefix).open_area)
     _delete_all(pool, (info.key for info in pool.store.list(prefix + "/") if info.key != last))

@@ -159,8 +159,7 @@ def written_aside(target: Path, *, overwrite: bool) -> Iterator[Path]:
 @contextlib.contextmanager
 def _provisional_image(pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> Iterator[Image]:
     """Give an empty image that gets `name` once the block ended well and all is durable; else it is removed."""
-    if pool.names.find(name) is not None:
-        raise AlreadyExistsError(f"an image is called {name!r} already in the pool at {pool.store.url}")
+    pool.names.check_free(name)
     provisional = _provisional_name(name, pool.world.random_bytes(4).hex())
     create_image(pool, provisional, size_bytes)
     try:

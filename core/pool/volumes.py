@@ -1,0 +1,103 @@
+"""What images and filesystems have in common: a sealed description with a wrapped key, and a name that leads to it.
+
+Stateless; any thread. A volume is its id: a name is a record that leads to it, so renaming never touches what is open.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from core.crypto.aead import Algorithm
+from core.crypto.volume import VolumeKeys
+from core.errors import AlreadyExistsError, IntegrityError
+from core.format.record import RecordFields, RecordKind, RecordValue
+from core.pool.keys import KEY_BYTES, WRAPPED_KEY_BYTES
+from core.pool.names import VOLUME_ID_BYTES, VolumeKind
+from core.pool.pool import Pool
+
+FIRST_KEY_ID: Final = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFamily:
+    """One kind of volume: where its objects stand, and what describes it."""
+
+    kind: VolumeKind
+    record: RecordKind
+    directory: str
+
+    def prefix(self, volume_id: bytes) -> str:
+        """Give the prefix of a volume's objects; no slash at its end."""
+        return f"{self.directory}/{volume_id.hex()}"
+
+    def description_key(self, volume_id: bytes) -> str:
+        """Give the store key of a volume's description."""
+        return f"{self.prefix(volume_id)}/{self.kind.value}"
+
+
+IMAGES: Final = VolumeFamily(VolumeKind.IMAGE, RecordKind.IMAGE, "image")
+FILESYSTEMS: Final = VolumeFamily(VolumeKind.FILESYSTEM, RecordKind.FILESYSTEM, "fs")
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What every description tells."""
+
+    name: str
+    volume_id: bytes
+    created: int
+    algorithm: Algorithm
+    key_id: int
+
+
+def create_volume(pool: Pool, family: VolumeFamily, name: str, fields: Mapping[str, RecordValue]) -> Volume:
+    """Make a volume with a key of its own and name it; durable on return. AlreadyExistsError if the name is taken."""
+    pool.keys.require_writer(f"creating {family.kind.with_article}")
+    pool.names.check_free(name)
+    volume = Volume(name, pool.world.random_bytes(VOLUME_ID_BYTES), int(pool.world.now()), pool.algorithm, FIRST_KEY_ID)
+    key = pool.world.random_bytes(KEY_BYTES)
+    what = family.description_key(volume.volume_id)
+    values: dict[str, RecordValue] = {
+        **fields,
+        "created": volume.created,
+        "algorithm": int(volume.algorithm),
+        "key_id": volume.key_id,
+        "wrapped_key": pool.keys.wrap_volume_key(volume.volume_id, volume.key_id, key),
+    }
+    pool.records.put(family.record, what, values)
+    try:
+        pool.names.add(name, volume.volume_id, kind=family.kind)
+    except AlreadyExistsError:
+        pool.store.delete(what)
+        raise
+    return volume
+
+
+def load_volume(
+    pool: Pool, family: VolumeFamily, name: str, volume_id: bytes
+) -> tuple[Volume, VolumeKeys, RecordFields]:
+    """Read a volume's description and unwrap its key; IntegrityError if it is missing or not what was written.
+
+    The fields of its record are given with it, for what only one kind of volume has.
+    """
+    what = family.description_key(volume_id)
+    fields = pool.records.get(family.record, what)
+    try:
+        algorithm = Algorithm(fields.integer("algorithm"))
+    except ValueError:
+        raise IntegrityError(f"{what} names an algorithm that is not known: use a newer program") from None
+    key_id = fields.integer("key_id", 0, (1 << 32) - 1)
+    volume = Volume(name, volume_id, fields.integer("created"), algorithm, key_id)
+    keys = pool.volume_keys(volume_id, key_id, algorithm, fields.blob("wrapped_key", WRAPPED_KEY_BYTES), what)
+    return volume, keys, fields
+
+
+def load_all(pool: Pool, kind: VolumeKind, load: Callable[[Pool, str, bytes], T]) -> Iterator[T]:
+    """Yield what `load` makes of every volume of a kind, sorted by name; one that is removed meanwhile is left out."""
+    for each in pool.names.everything(kind):
+        try:
+            yield load(pool, each.name, each.volume_id)
+        except IntegrityError:
+            if pool.names.find(each.name) is not None:
+                raise
