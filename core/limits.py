@@ -58,6 +58,8 @@ CHECKPOINT_DIRTY_PAGES: Final = 8192
 FILE_BYTES: Final = 16 * TIB
 SEQUENCE_RANGE: Final = 1 << 16
 """Segment numbers a session takes at once; a put store uses one for every flush."""
+COMMIT_DELAY_S: Final = 2.0
+"""What a mount buffers is told to the metadata server after this time."""
 
 # Memory.
 MAP_PAGES_RAM: Final = 8192

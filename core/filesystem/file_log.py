@@ -213,6 +213,11 @@ class FileLog:
         self._closed.append(Closed(segment.sequence, segment.used_blocks, segment.size_bytes))
         self._reader.live.pop(segment.sequence, None)
 
+    @property
+    def has_closed(self) -> bool:
+        """Say whether `take_closed` would give something."""
+        return bool(self._closed)
+
     def take_closed(self) -> list[Closed]:
         """Give the segments that became objects since the last call (3)."""
         found = []
