@@ -1,8 +1,8 @@
 """Settings of pools and images: the configuration file, then the environment, then arguments; and how pools are named.
 
 A **pool reference** is a name that the configuration file gives (`[pools.NAME]`) or a URL (it contains `://`).
-An **image reference** is `POOL/IMAGE`. For a name it splits at the `/`; for a URL at the last `/` of its path, the
-query staying with the pool: `rados://rbd/prefix/disk?conf=/etc/ceph/ceph.conf` is image `disk` of the pool
+An **image reference** is `POOL/IMAGE`, a filesystem's is like it. For a name it splits at the `/`; for a URL at the last
+`/` of its path, the query staying with the pool: `rados://rbd/prefix/disk?conf=/etc/ceph/ceph.conf` is image `disk` of the pool
 `rados://rbd/prefix?conf=/etc/ceph/ceph.conf`. Image names hold no `/`, `?`, `#` or `@`, so this is never ambiguous.
 
 Nothing here holds a secret: settings name the file or descriptor that a secret is read from.
@@ -167,35 +167,36 @@ def resolve_pool(reference: str, config: Config, environment: Settings, argument
     )
 
 
-def split_image_reference(text: str) -> tuple[str, str]:
-    """Split `POOL/IMAGE` into the pool reference and the image name, as the module's opening says."""
+def split_image_reference(text: str, noun: str = "an image") -> tuple[str, str]:
+    """Split `POOL/IMAGE` into the pool reference and the image name, as the module's opening says.
+
+    `noun` is what the name is meant to lead to, for the text of an error.
+    """
     head, question_mark, query = text.partition("?")
     pool, slash, image = head.rpartition("/")
     if not slash or not image or not pool or pool.endswith(":/"):
-        raise UsageError(
-            f"{text!r} does not name an image; write POOL/IMAGE, such as backup/disk or file:///srv/p/disk"
-        )
+        raise UsageError(f"{text!r} does not name {noun}; write POOL/NAME, such as backup/disk or file:///srv/p/disk")
     if "://" not in pool and "/" in pool:
-        raise UsageError(f"{text!r} does not name an image; a pool is a configured name or a URL such as file:///srv/p")
-    check_image_name(image)
+        raise UsageError(f"{text!r} does not name {noun}; a pool is a configured name or a URL such as file:///srv/p")
+    check_image_name(image, noun)
     if pool.endswith("://"):
         pool += "/"
     return pool + question_mark + query, image
 
 
-def check_image_name(name: str) -> None:
-    """Raise UsageError for a name no image may have."""
+def check_image_name(name: str, noun: str = "an image") -> None:
+    """Raise UsageError for a name that no image or filesystem may have."""
     found = _NOT_IN_IMAGE_NAMES.search(name)
     if found:
-        raise UsageError(f"{found.group()!r} may not stand in the name of an image ({name!r})")
+        raise UsageError(f"{found.group()!r} may not stand in the name of {noun} ({name!r})")
     if not name or name in (".", "..") or name.startswith("-") or name != name.strip():
-        raise UsageError(f"{name!r} cannot be the name of an image; begin it with a letter or a digit")
+        raise UsageError(f"{name!r} cannot be the name of {noun}; begin it with a letter or a digit")
     try:
         size = len(name.encode())
     except UnicodeEncodeError as error:
-        raise UsageError(f"the name {name!a} of an image is not valid Unicode text") from error
+        raise UsageError(f"the name {name!a} of {noun} is not valid Unicode text") from error
     if size > limits.NAME_BYTES:
-        raise UsageError(f"the name of an image has at most {limits.NAME_BYTES} bytes; this one has {size}")
+        raise UsageError(f"the name of {noun} has at most {limits.NAME_BYTES} bytes; this one has {size}")
 
 
 def _read_pool(path: Path, name: str, table: object) -> Settings:

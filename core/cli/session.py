@@ -64,6 +64,13 @@ class Session:
         with self.pool(pool_reference) as pool:
             yield pool, name
 
+    @contextmanager
+    def pool_of_filesystem(self, reference: str) -> Iterator[tuple[Pool, str]]:
+        """Open the pool of a filesystem's reference for the block, and give the filesystem's name with it."""
+        pool_reference, name = split_image_reference(reference, "a filesystem")
+        with self.pool(pool_reference) as pool:
+            yield pool, name
+
     def prompt(self) -> Prompt | None:
         """Give the way to ask for a passphrase; None where nobody sits at the terminal."""
         # The question goes to the terminal itself, so data may well come in by a pipe.

@@ -20,7 +20,7 @@ from core.filesystem.filesystems import Filesystem
 from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
 from core.store.contract import ObjectExistsError, ObjectMissingError, Store
 from core.volume.names import VolumeNames
-from core.volume.owner_lock import OwnerLock
+from core.volume.owner_lock import Owner, OwnerLock, is_alive, process_start
 from core.world import World
 
 DATABASE_ID_BYTES: Final = 16
@@ -33,6 +33,15 @@ _IN_USE: Final = (
 def server_lock(store: Store, names: VolumeNames, keys: VolumeKeys, name: str, world: World) -> OwnerLock:
     """Give this process's claim on serving (checking, loading, removing) a filesystem."""
     return OwnerLock(store, names, keys, name, world, _IN_USE)
+
+
+def living_server(filesystem: Filesystem) -> Owner | None:
+    """Give who serves a filesystem as far as its lock tells; None if nobody does."""
+    lock = server_lock(filesystem.store, filesystem.names, filesystem.keys, filesystem.info.name, filesystem.world)
+    owner = lock.read()
+    if owner is None or not is_alive(owner, filesystem.world, process_start(owner.pid)):
+        return None
+    return owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ def remove_image(pool: Pool, name: str, *, force: bool = False) -> None:
     remove_volume(pool, IMAGES, name, lambda volume_id: _claim(pool, name, volume_id, force=force), force=force)
 
 
-def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, force: bool) -> None:
-    """Delete a volume and everything it stored once `claim` lets it; with `force` also one too damaged to be claimed."""
+def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, force: bool) -> bytes:
+    """Delete a volume and everything it stored once `claim` lets it; with `force` also one too damaged to be claimed. Give its id."""
     pool.keys.require_writer(f"removing {family.kind.with_article}")
     volume_id = pool.names.get(name, family.kind).volume_id
     try:
@@ -51,6 +51,7 @@ def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, 
         pool.records.put(RecordKind.REMOVED, PREFIX + volume_id.hex(), values)
     _finish(pool, family, volume_id)
     finish_removals(pool)
+    return volume_id
 
 
 def finish_removals(pool: Pool) -> int:
