@@ -12,6 +12,7 @@ the session dies, maps point into that file. Three things may become of it, and 
 Until then readers find its blocks by `open_growing_table`.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from core.crypto.volume import VolumeKeys
@@ -88,12 +89,13 @@ def publish_closed(store: Store, names: VolumeNames, keys: VolumeKeys, sequence:
         found.file.close()
 
 
-def discard_growing(store: Store, names: VolumeNames, sequence: int) -> None:
-    """Remove the growing file of a segment, if there is one; durable on return. Doing it twice is fine."""
+def discard_growing_files(store: Store, names: VolumeNames, sequences: Iterable[int]) -> None:
+    """Remove the growing files of these segments, where there are any; durable on return. Doing it twice is fine."""
     if not isinstance(store, Appendable):
         return
+    wanted = frozenset(sequences)
     for growing in list_growing(store, names):
-        if growing.sequence == sequence and (file := _open(store, names, growing.name)) is not None:
+        if growing.sequence in wanted and (file := _open(store, names, growing.name)) is not None:
             try:
                 file.discard()
             finally:

@@ -7,7 +7,7 @@ import pytest
 
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
-from core.filesystem.leftovers import discard_growing, list_growing, open_growing_table, publish_closed
+from core.filesystem.leftovers import discard_growing_files, list_growing, open_growing_table, publish_closed
 from core.filesystem.segment_copy import Copied, Move, OwnedRun, SegmentCopier, owned_runs, still_live
 from core.format.compression import Compression, Compressor
 from core.format.header import Kind
@@ -213,8 +213,8 @@ def test_the_blocks_of_a_leftover_move_into_a_segment_of_another_writer(store):
     copy.close()
     assert [read_move(store, move) for move in copied.moves] == [content(5, 0, 12), content(6, 3, 1)]
     assert publish_closed(store, NAMES, keys, 9) is None, "it has no end, and nobody gives it one"
-    discard_growing(store, NAMES, 9)
-    discard_growing(store, NAMES, 9)
+    discard_growing_files(store, NAMES, [9])
+    discard_growing_files(store, NAMES, [9])
     assert list_growing(store, NAMES) == []
 
 
@@ -250,4 +250,4 @@ def test_a_store_without_growing_files_has_no_leftovers():
     plain = MemoryStore()
     assert list_growing(plain, NAMES) == [] and open_growing_table(plain, NAMES, KEYS, 9) is None
     assert publish_closed(plain, NAMES, KEYS, 9) is None
-    discard_growing(plain, NAMES, 9)
+    discard_growing_files(plain, NAMES, [9])

@@ -1,0 +1,47 @@
+"""Deleting segments that nobody needs any more.
+
+A segment that is dead by its durable row (ledger, 1) is deleted a grace later, and its row is forgotten after that: object first, then
+row, so a crash at any point leaves a row that says the same again. No reader is asked: one who still follows an old place reads it within
+the grace, or meets a missing segment, asks for the map again and finds the blocks elsewhere.
+"""
+
+from typing import Final
+
+import trio
+
+from core.world import World
+from metadata_server.space import limits
+from metadata_server.space.ledger import Ledger
+from metadata_server.space.pool import SegmentPool
+from metadata_server.space.waiting import Waiting
+
+
+class Collector:
+    """Condemns and deletes dead segments."""
+
+    def __init__(self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float) -> None:
+        self.deleted = 0
+        self._ledger: Final = ledger
+        self._pool: Final = pool
+        self._world: Final = world
+        self._condemned = Waiting(grace_s, limits.DEAD_SEGMENTS)
+
+    @property
+    def waiting(self) -> int:
+        """Count the segments whose grace runs."""
+        return len(self._condemned)
+
+    async def collect(self) -> None:
+        """Condemn what died, delete what is due. StoreError leaves what is not deleted for the next time."""
+        now_s = self._world.monotonic()
+        self._condemned.note(self._ledger.dead_segments(limits.DEAD_SEGMENTS), now_s)
+        due = self._condemned.due(now_s)
+        if due:
+            # A power cut must not bring back a row that still needs what is deleted now.
+            await self._ledger.make_durable()
+        for start in range(0, len(due), limits.DELETE_BATCH):
+            batch = due[start : start + limits.DELETE_BATCH]
+            await trio.to_thread.run_sync(self._pool.delete, batch)
+            await self._ledger.forget_segments(batch)
+            self._condemned.drop(batch)
+            self.deleted += len(batch)

@@ -1,0 +1,43 @@
+"""Bounds of getting space back, by name, and their relations to those of the client library."""
+
+from typing import Final
+
+from core import limits
+from core.units import MIB
+
+LONGEST_LEASE_S: Final = 30.0
+"""The longest lease time that the default grace is good for."""
+GRACE_S: Final = 90.0
+"""A segment nobody needs is deleted so long after that was seen, unless an option says otherwise."""
+DELETE_BATCH: Final = 256
+"""Objects deleted between two looks at what else is to be done."""
+DELETE_THREADS: Final = 4
+DEAD_SEGMENTS: Final = 16384
+"""Dead segments waiting for their grace at once (128 GiB); more wait their turn."""
+STRAYS: Final = 16384
+"""Strays remembered between listing and deletion; more are found by the next listing."""
+LIST_BATCH: Final = 1024
+"""Listed objects looked up in one go."""
+LIST_EVERY_S: Final = 3600.0
+LEFTOVERS: Final = 256
+"""Segments of ended sessions settled in one round."""
+
+REPACK_SHARE: Final = 0.5
+"""A segment is repacked when less than this share of its blocks is live."""
+REPACK_SOURCES: Final = 64
+"""Segments that one repacking reads at most; what it writes is one segment."""
+REPACK_CANDIDATES: Final = 256
+REPACK_EVERY_S: Final = 5.0
+REPACK_BYTES_PER_S: Final = 32 * MIB
+REPACK_BUSY_REQUESTS_PER_S: Final = 200
+"""With more requests than this the server is not idle."""
+REPACK_PATIENCE_S: Final = 30.0
+"""How long repacking waits for an idle moment before it goes on all the same."""
+SLICE: Final = 128
+"""Moves looked up or applied in one go: requests are served in between."""
+
+assert GRACE_S >= LONGEST_LEASE_S + 3 * limits.STORE_DEADLINE_S, (
+    "who learned a place while it was good has read it, retries and all, or has been cut off, before its object goes"
+)
+assert REPACK_SHARE < 1.0, "what is repacked leaves less than there was"
+assert DELETE_BATCH <= DEAD_SEGMENTS

@@ -1,0 +1,71 @@
+"""Moving what is live in some segments into one new segment, and telling the maps.
+
+Runs in the trio thread; what reads and writes the pool runs in a thread beside. One move at a time holds one segment in memory.
+
+1. The new object is durable before any map points at it (invariant 3), and a map points at it only where it still pointed at the old
+   place: what was written, cut off or deleted meanwhile stays so.
+2. An old place stays readable for the grace, so nobody needs to be asked before blocks move: sessions are told afterwards.
+
+A crash leaves a new object that some maps point at: its session has ended by then, so it is settled like any other session's (leftovers),
+or is a stray.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from core import limits as core_limits
+from core.filesystem.segment_copy import OwnedRun, SegmentCopier, still_live
+from metadata_server.space import limits
+from metadata_server.space.ledger import Ledger
+from metadata_server.space.pool import SegmentPool
+
+
+class Mover:
+    """Moves live blocks. The tasks that use it wait for one another."""
+
+    def __init__(self, ledger: Ledger, pool: SegmentPool) -> None:
+        self.moved_blocks = 0
+        self._ledger: Final = ledger
+        self._pool: Final = pool
+        self._turn = trio.Lock()
+
+    async def move(self, sequences: Sequence[int]) -> int:
+        """Move as many live blocks out of these segments as one segment takes; give how many.
+
+        0: nothing in them is live. IntegrityError or StoreError if one cannot be read or the new one not be put; then no map has changed.
+        """
+        async with self._turn:
+            copier = self._pool.copier()
+            try:
+                return await self._move(copier, sequences)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(copier.close)
+
+    async def _move(self, copier: SegmentCopier, sequences: Sequence[int]) -> int:
+        live: list[OwnedRun] = []
+        room = core_limits.SEGMENT_BLOCKS
+        for sequence in sequences:
+            live += await self._live_runs(await trio.to_thread.run_sync(copier.load, sequence))
+            if sum(run.length for run in live) >= room:
+                break
+        if not live:
+            return 0
+        epoch, new = await self._ledger.take_number()
+        copied = await trio.to_thread.run_sync(copier.copy, epoch, new, live)
+        for start in range(0, len(copied.moves), limits.SLICE):
+            await self._ledger.relocate(copied.moves[start : start + limits.SLICE])
+        await self._ledger.note_closed(new, copied.blocks, copied.stored_bytes)
+        self._ledger.announce_relocated(sequences)
+        self.moved_blocks += copied.blocks
+        return copied.blocks
+
+    async def _live_runs(self, owned: Sequence[OwnedRun]) -> list[OwnedRun]:
+        live: list[OwnedRun] = []
+        for number, run in enumerate(owned):
+            live += still_live(run, self._ledger.map_runs(run.inode, run.block, run.length))
+            if number % limits.SLICE == limits.SLICE - 1:
+                await trio.lowlevel.checkpoint()
+        return live

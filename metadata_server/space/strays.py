@@ -1,0 +1,50 @@
+"""Deleting what no row knows: segments that ended sessions put and never committed.
+
+The pool is listed when the server starts and every hour. What is a stray then, and still is a grace later, is deleted.
+"""
+
+from typing import Final
+
+import trio
+
+from core.world import World
+from metadata_server.space import limits
+from metadata_server.space.ledger import Ledger
+from metadata_server.space.pool import SegmentPool
+from metadata_server.space.waiting import Waiting
+
+
+class Strays:
+    """Finds strays by listing, and deletes them."""
+
+    def __init__(self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float) -> None:
+        self.deleted = 0
+        self._ledger: Final = ledger
+        self._pool: Final = pool
+        self._world: Final = world
+        self._found = Waiting(grace_s, limits.STRAYS)
+
+    async def look(self) -> int:
+        """List the pool and remember what is a stray; give how many are remembered."""
+        batches = self._pool.each_batch()
+        strays: list[int] = []
+        while (batch := await trio.to_thread.run_sync(next, batches, None)) is not None:
+            strays += filter(self._ledger.is_stray, batch)
+            if len(strays) >= limits.STRAYS:
+                break
+        self._found.note(strays, self._world.monotonic())
+        return len(self._found)
+
+    async def sweep(self) -> None:
+        """Delete what is due and still a stray."""
+        due = self._found.due(self._world.monotonic())
+        if not due:
+            return
+        await self._ledger.make_durable()
+        for start in range(0, len(due), limits.DELETE_BATCH):
+            batch = due[start : start + limits.DELETE_BATCH]
+            strays = [sequence for sequence in batch if self._ledger.is_stray(sequence)]
+            if strays:
+                await trio.to_thread.run_sync(self._pool.delete, strays)
+            self._found.drop(batch)
+            self.deleted += len(strays)
