@@ -23,12 +23,13 @@ from typing import Final
 from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import BlockyardError, WorldError
+from core.filesystem.leftovers import open_growing_table
 from core.format.segment import FIRST_DIGEST
 from core.store.contract import Appendable, Store
 from core.store.disk_cache import DiskCache
 from core.units import BLOCK_BYTES, Epoch, Sequence
 from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader
+from core.volume.frame_reader import FrameReader, Growing
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter, Reign
 from core.volume.medium import Medium, PutMedium, StoreFileMedium
@@ -68,6 +69,9 @@ class FileReader:
 
     def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, options: ImageOptions, world: World) -> None:
         self.live: dict[int, LiveSegment] = {}
+        self._store = store
+        self._names = names
+        self._keys = keys
         near: Store = store
         forget: Callable[[str], None] = _forget_nothing
         if options.cache_dir is not None:
@@ -75,9 +79,14 @@ class FileReader:
             cache = DiskCache(store, directory, options.cache_bytes, world.random_bytes)
             near, forget = cache, cache.forget
         self.cache = FrameCache(options.ram_cache_bytes)
-        self.frames = FrameReader(near, names, keys, self.live, self.cache, forget)
+        self.frames = FrameReader(near, names, keys, self.live, self.cache, forget, self._find_growing)
         self.is_near = isinstance(store, Appendable)
         """A frame is a pread away, and no network."""
+
+    def _find_growing(self, sequence: int) -> Growing | None:
+        """Find what a session that died left growing, until the server has made an object of it."""
+        found = open_growing_table(self._store, self._names, self._keys, sequence)
+        return (found.frames, found.aead, found.file) if found is not None else None
 
     def in_memory(self, entries: Items[int]) -> bool:
         """Say whether reading these places would ask nothing of the store (it may all the same: caches forget)."""

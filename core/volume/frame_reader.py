@@ -47,6 +47,14 @@ class LogObject:
     size_bytes: int
 
 
+class SegmentMissingError(IntegrityError):
+    """The segment is no object of the store, and blocks are in it."""
+
+
+Growing = tuple[FrameTable, Aead, GrowingFile]
+"""What reading takes of a segment that is still a growing file."""
+
+
 def load_log_object(store: Store, names: VolumeNames, keys: VolumeKeys, sequence: int) -> LogObject:
     """Read and verify the end of the object at `sequence`, in one request where its index is of the usual size."""
     key = names.segment(sequence)
@@ -56,7 +64,7 @@ def load_log_object(store: Store, names: VolumeNames, keys: VolumeKeys, sequence
         needed = length + FOOTER_BYTES
         tail = tail[-needed:] if needed <= len(tail) else store.get_range(key, offset, needed)
     except ObjectMissingError:
-        raise IntegrityError(f"{key} is missing, and blocks of the image are in it") from None
+        raise SegmentMissingError(f"{key} is missing, and blocks are in it") from None
     end: OpenEnd = open_end(keys, LOG_KINDS, sequence, tail, INDEX_BYTES, key)
     previous, frames = unpack_index(end.payload, end.offset, key)
     return LogObject(end.header, previous, end.digest, frames, end.aead, size_bytes)
@@ -73,7 +81,9 @@ class _Table:
 
 
 class FrameReader:
-    """Reads the blocks of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them."""
+    """Reads the blocks of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them.
+    `find_growing(sequence)` is asked for a segment that is no object; its answer is kept.
+    """
 
     def __init__(
         self,
@@ -83,8 +93,10 @@ class FrameReader:
         live: dict[int, LiveSegment],
         cache: FrameCache,
         forget: Callable[[str], None],
+        find_growing: Callable[[int], Growing | None] = lambda _sequence: None,
     ) -> None:
         self.cache = cache
+        self._find_growing = find_growing
         self._store = store
         self._forget = forget
         self._names = names
@@ -131,8 +143,7 @@ class FrameReader:
         if not mine:
             return flight.result(limits.STORE_DEADLINE_S * 2)
         try:
-            end = load_log_object(self._store, self._names, self._keys, sequence)
-            table = _Table(self._names.segment(sequence), end.frames.without_records(), end.aead)
+            table = self._load_table(sequence)
             self._keep(sequence, table)
             flight.set_result(table)
         except BaseException as error:
@@ -142,6 +153,23 @@ class FrameReader:
             with self._lock:
                 del self._loading[sequence]
         return table
+
+    def _load_table(self, sequence: int) -> _Table:
+        try:
+            end = load_log_object(self._store, self._names, self._keys, sequence)
+        except SegmentMissingError:
+            growing = self._find_growing(sequence)
+            if growing is None:
+                raise
+            frames, aead, file = growing
+            return _Table(f"{self._names.open_area}/{file.name}", frames.without_records(), aead, file)
+        return _Table(self._names.segment(sequence), end.frames.without_records(), end.aead)
+
+    def _forget_table(self, sequence: int) -> None:
+        with self._lock:
+            table = self._tables.pop(sequence, None)
+            if table is not None:
+                self.tables_bytes -= table.frames.size_bytes
 
     # Blocks.
 
@@ -225,6 +253,8 @@ class FrameReader:
         table = self._table(sequence)
         frames = table.frames
         if number >= len(frames):
+            if table.file is not None:
+                self._forget_table(sequence)  # it may have grown
             raise IntegrityError(f"{table.key} has {len(frames)} frames and the map points at frame {number}")
         start = frames.offsets[number]
         if count == 1:
@@ -279,7 +309,7 @@ class FrameReader:
         try:
             return self._store.get_range(table.key, offset, length)
         except ObjectMissingError:
-            raise IntegrityError(f"{table.key} is missing, and blocks of the image are in it") from None
+            raise SegmentMissingError(f"{table.key} is missing, and blocks are in it") from None
 
     def _open(self, table: _Table, frame: int, sealed: memoryview) -> OpenFrame:
         if frame_digest(sealed[FRAME_HEADER_BYTES:]) != table.frames.digest(frame):

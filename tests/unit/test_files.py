@@ -316,3 +316,20 @@ def test_a_file_is_what_a_bytearray_is(tmp_path_factory, kind, steps, seed):
         server.epoch += 1
 
     trio.run(main)
+
+
+def test_what_a_dead_mount_had_synced_is_read_from_its_growing_file(tmp_path):
+    async def main():
+        store = FileStore(tmp_path / "s")
+        server = Server()
+        dead = Mount(store, server)
+        data = await dead.open(5)
+        await dead.write(data, 0, b"synced" * 1000)
+        await dead.files.flush([data], durable=True)
+        await dead.write(data, 0, b"unsynced" * 1000)
+        there = Mount(store, server)
+        assert await there.read(await there.open(5), 0, 6000) == b"synced" * 1000
+        dead.end()
+        there.end()
+
+    trio.run(main)
