@@ -62,7 +62,7 @@ class FileData:
             return
         self.size, self.mtime_ns, self.ctime_ns = attributes.size, attributes.mtime_ns, attributes.ctime_ns
         self.blocks, self.room = attributes.blocks, room
-        if self.map is None:
+        if self.map is None and inline is not None:
             self.inline = inline
 
     def forget(self) -> None:
