@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from bench import nbd8, opening, rows
+from bench import fs11, fs_cases, nbd8, opening, rows
 from bench.cases import choose
 from bench.ceph import cluster
 from bench.gateway import PROJECT
 from bench.large_image import Shape, build
 from bench.picture import draw
+from bench.stores import fresh_url, parse_stores
 from core.errors import BlockyardError, UsageError
 from core.units import parse_size
 
@@ -48,7 +49,7 @@ def nbd(
 ) -> None:
     """Run nbd-8: eight loads of fio over NBD, ours beside the usual peer of each store."""
     plan = nbd8.Plan(
-        stores=nbd8.parse_stores(store),
+        stores=parse_stores(store),
         cases=choose(cases),
         seconds=seconds,
         rounds=rounds,
@@ -58,6 +59,41 @@ def nbd(
         directory=directory,
     )
     found = nbd8.run(plan, _tell)
+    click.echo("\n" + rows.with_conditions(found))
+    if json_path is not None:
+        rows.save(found, json_path)
+
+
+@bench.command()
+@click.option("--store", default="file,rados", help="Stores, separated by commas.")
+@click.option("--json", "json_path", type=_PATH, help="Write the rows there.")
+@click.option("--cases", help="Only these cases, separated by commas.")
+@click.option("--rounds", default=1, type=click.IntRange(1, 99), help="Rounds of all cases; medians count.")
+@click.option("--no-peer", is_flag=True, help="Ours alone.")
+@click.option("--ceph-conf", type=_PATH, envvar="CEPH_CONF", help="Use this cluster of tests/servers/ceph-up.sh.")
+@click.option("--directory", type=_PATH, help="Make the temporary directory there.")
+@click.option("-o", "parameters", multiple=True, metavar="ARGUMENT", help="An argument of our mount, to experiment.")
+def fs(
+    store: str,
+    json_path: Path | None,
+    cases: str | None,
+    rounds: int,
+    no_peer: bool,
+    ceph_conf: Path | None,
+    directory: Path | None,
+    parameters: tuple[str, ...],
+) -> None:
+    """Run fs-11: files and directories through a mount, ours beside the usual peer of each store."""
+    plan = fs11.Plan(
+        stores=parse_stores(store),
+        cases=fs_cases.choose(cases),
+        rounds=rounds,
+        with_peer=not no_peer,
+        ceph_conf=ceph_conf,
+        parameters=parameters,
+        directory=directory,
+    )
+    found = fs11.run(plan, _tell_fs)
     click.echo("\n" + rows.with_conditions(found))
     if json_path is not None:
         rows.save(found, json_path)
@@ -78,11 +114,11 @@ def open_image(
     found: list[opening.OpenRow] = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockyard-bench-")))
-        stores = nbd8.parse_stores(store)
+        stores = parse_stores(store)
         ceph = stack.enter_context(cluster(directory, ceph_conf)) if set(stores) & {"rados", "s3"} else None
         for each in stores:
             home = cache if each == "file" else directory / each
-            url = f"file://{cache.absolute() / 'pool'}" if each == "file" else nbd8.fresh_url(each, ceph)
+            url = f"file://{cache.absolute() / 'pool'}" if each == "file" else fresh_url(each, home, ceph)
             image = build(url, home, ceph.s3 if ceph else {}, shape)
             found += opening.measure(each, image, directory, _tell_open)
     click.echo("\n" + rows.markdown(opening.lines(found), frozenset({0, 1, 4})))
@@ -95,14 +131,22 @@ def open_image(
 @click.option("--svg", type=_PATH, help="Draw the ratios there.")
 @click.option("--into", type=_PATH, help="Put the table between the marks of this document.")
 def show(results: tuple[Path, ...], svg: Path | None, into: Path | None) -> None:
-    """Print what earlier runs of nbd wrote as one table, and draw it."""
+    """Print what earlier runs of nbd, or of fs, wrote as one table, and draw it."""
     found = [row for path in results for row in rows.load(path)]
+    benchmarks = {row.benchmark for row in found}
+    if len(benchmarks) != 1:
+        raise UsageError(f"these are results of {' and '.join(sorted(benchmarks))}; show those of one at a time")
     text = rows.with_conditions(found)
     click.echo(text)
     if into is not None:
-        into.write_text(rows.put_between(into.read_text(encoding="utf-8"), text), encoding="utf-8")
+        document = rows.put_between(into.read_text(encoding="utf-8"), text, benchmarks.pop())
+        into.write_text(document, encoding="utf-8")
     if svg is not None:
         svg.write_text(draw(found), encoding="utf-8")
+
+
+def _tell_fs(store: str, case: str, side: str, seen: rows.Observation) -> None:
+    click.echo(f"{store} {case}: {side} {seen.measurement.value:,.0f}, settled in {seen.settle_s:.2f} s", err=True)
 
 
 def _tell_open(row: opening.OpenRow) -> None:

@@ -1,6 +1,6 @@
 """The eight cases of nbd-8, and the fio command lines that run them. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -49,6 +49,21 @@ NBD_8: Final[tuple[Case, ...]] = (
     Case("sync-write-1", "randwrite", 4 * KIB, 1, synced=True),
     Case("sync-write-16", "randwrite", 4 * KIB, 16, synced=True),
 )
+
+
+_GOALS: Final[Mapping[tuple[str, str], float]] = {
+    ("rados", "rand-write-16"): 10.0,
+    ("rados", "rand-write-1"): 5.0,
+    ("s3", "rand-write-16"): 4.0,
+    ("s3", "seq-write"): 2.0,
+    ("s3", "seq-read"): 2.0,
+}
+"""The ratios that are wanted; 1 where nothing is said."""
+
+
+def goal(store: str, case: Case) -> float:
+    """Give the ratio wanted for a case on a store."""
+    return _GOALS.get((store, case.name), 1.0)
 
 
 @dataclass(frozen=True)

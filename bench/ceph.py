@@ -32,6 +32,15 @@ class Ceph:
     conf: Path
     s3: dict[str, str]
 
+    def start_filesystem(self) -> int | None:
+        """Give the cluster a CephFS if it has none; give the process of its MDS, None if that is not ours to see."""
+        directory = self.conf.parent
+        run([str(_SERVERS / "cephfs-up.sh"), str(directory)], timeout_s=_START_S)
+        try:
+            return int((directory / "mds.a.pid").read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None
+
     def make_bucket(self) -> str:
         """Make a bucket of its own for a peer."""
         name = f"bench-{secrets.token_hex(4)}"

@@ -3,25 +3,14 @@
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from bench.cases import Case, Target, fio_command
+from bench.rows import Measurement
 from core.errors import WorldError
 
 _MARGIN_S: Final = 180.0
 """Beyond a case's own time: for a fill, and for the requests that are under way at its end."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One run of one case."""
-
-    value: float
-    """In the case's unit."""
-    p50_us: float
-    p99_us: float
-    """Time from submission to completion; for a synced case the percentile of the write plus that of its flush."""
 
 
 def parse(text: str, case: Case) -> Measurement:

@@ -3,10 +3,6 @@
 Both sides run all the time and only one is loaded, so that whatever the machine does to one it does to the other.
 """
 
-import datetime as dt
-import os
-import platform
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,15 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from bench import fio
-from bench.cases import FILL, Case
+from bench.cases import FILL, Case, goal
 from bench.ceph import Ceph, cluster
 from bench.contender import Contender
 from bench.gateway import IMAGE_SIZE, Gateway, make_pool
+from bench.machine import machine
 from bench.peers import QcowLuks, Rbd, S3Backer
 from bench.rows import Observation, Row, compare
-from core.errors import UsageError
+from bench.stores import fresh_url
 
-STORES: Final = ("file", "rados", "s3")
 _NOT_DURABLE: Final = frozenset({S3Backer.name})
 """Peers whose fsync returns before the store has the data: a synced case beside them would compare different promises."""
 
@@ -42,15 +38,6 @@ class Plan:
     """Further key=value parameters of our plugin, for experiments; none in a run that is published."""
     directory: Path | None = None
     """Where the temporary directory is made; None is the system's choice."""
-
-
-def parse_stores(text: str) -> tuple[str, ...]:
-    """Read store kinds separated by commas."""
-    found = tuple(each.strip() for each in text.split(","))
-    for each in found:
-        if each not in STORES:
-            raise UsageError(f"{each!r} is no store of this benchmark; there are {', '.join(STORES)}")
-    return found
 
 
 def run(plan: Plan, report: Callable[[Row], None]) -> list[Row]:
@@ -86,18 +73,11 @@ def _contenders(store: str, directory: Path, ceph: Ceph | None, plan: Plan) -> I
 
 
 def _start_ours(store: str, directory: Path, ceph: Ceph | None, plan: Plan) -> Contender:
-    url = f"file://{directory / 'pool'}" if store == "file" else fresh_url(store, ceph)
+    url = fresh_url(store, directory, ceph)
     environment = ceph.s3 if ceph is not None else {}
     key_file = directory / "key"
     make_pool(url, key_file, environment)
     return Gateway(url, key_file, directory, environment, ("create=true", f"size={IMAGE_SIZE}", *plan.parameters))
-
-
-def fresh_url(store: str, ceph: Ceph | None) -> str:
-    """Name a place for a pool in the cluster that nobody has used."""
-    assert ceph is not None, "a cluster was started for these stores"
-    prefix = f"bench-{secrets.token_hex(4)}"
-    return f"rados://blockyard/{prefix}?conf={ceph.conf}" if store == "rados" else f"s3://blockyard/{prefix}"
 
 
 def _start_peer(store: str, directory: Path, ceph: Ceph | None) -> Contender:
@@ -109,16 +89,8 @@ def _start_peer(store: str, directory: Path, ceph: Ceph | None) -> Contender:
 
 def _conditions(plan: Plan) -> str:
     """Say on what and how the figures were made."""
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
-    ]
-    processor = models[0].partition(":")[2].strip() if models else platform.machine()
-    kernel = platform.release().partition("-")[0]
-    load = f"{os.getloadavg()[0]:.1f}"
-    return (
-        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores of {processor}, Linux {kernel}, "
-        f"load {load} before it began; {plan.rounds} × {plan.seconds:g} s a case, medians"
-        + (f"; with {' '.join(plan.parameters)}" if plan.parameters else "")
+    return f"{machine()}; {plan.rounds} × {plan.seconds:g} s a case, medians" + (
+        f"; with {' '.join(plan.parameters)}" if plan.parameters else ""
     )
 
 
@@ -134,7 +106,7 @@ def _compare_all(store: str, plan: Plan, sides: Sequence[Contender], conditions:
                     observations.append(_observe(side, case, plan.seconds))
         has_peer = len(sides) > 1 and bool(seen[1])
         name, theirs = (sides[1].name, seen[1]) if has_peer else ("", [])
-        yield compare(store, case, seen[0], name, theirs, conditions)
+        yield compare(store, case, seen[0], name, theirs, conditions, goal=goal(store, case))
 
 
 def _observe(side: Contender, case: Case, seconds: float) -> Observation:

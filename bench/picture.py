@@ -21,18 +21,19 @@ _FASTER, _SLOWER, _INK, _FAINT = "#2f7d5b", "#b4552d", "#222222", "#d8d8d8"
 def draw(rows: Sequence[Row]) -> str:
     """Draw the rows that have a ratio, a group for each store, on a logarithmic scale; a tick shows the goal."""
     groups = [
-        (store, list(each)) for store, each in groupby((row for row in rows if row.ratio), key=lambda row: row.store)
+        list(each)
+        for _, each in groupby((row for row in rows if row.ratio), key=lambda row: (row.store, row.peer_name))
     ]
-    height = _TOP + sum(_HEAD + _LINE * len(each) for _, each in groups) + 30
+    height = _TOP + sum(_HEAD + _LINE * len(each) for each in groups) + 30
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
         *_grid(height),
     ]
     y = _TOP
-    for store, each in groups:
+    for each in groups:
         parts.append(f'<rect x="0" y="{y + 8}" width="{_WIDTH - _RIGHT}" height="20" fill="white"/>')
-        parts.append(_text(10, y + 22, f"{store}:// against {each[0].peer_name}", weight="bold"))
+        parts.append(_text(10, y + 22, f"{each[0].store}:// against {each[0].peer_name}", weight="bold"))
         y += _HEAD
         for row in each:
             parts += _bar(row, y)

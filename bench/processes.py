@@ -52,7 +52,7 @@ class Server:
 
     def forget_peak_memory(self) -> None:
         """Start a new measurement of peak memory."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5", encoding="ascii")
+        forget_peak_memory(self.pid)
 
     def peak_memory_bytes(self) -> int:
         """Give the most memory that was resident since `forget_peak_memory`."""
@@ -73,6 +73,11 @@ class Server:
         """End it at once, as a crash does."""
         self._process.kill()
         self._process.wait(STOP_S)
+
+
+def forget_peak_memory(pid: int) -> None:
+    """Start a new measurement of the peak memory of a process."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
 
 
 def memory_bytes(pid: int, field: str) -> int:

@@ -3,35 +3,41 @@
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Protocol
 
-from bench.cases import Case
-from bench.fio import Measurement
 from core.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-_BEGIN: Final = "<!-- the table begins: python -m bench show -->"
-_END: Final = "<!-- the table ends -->"
-
-_GOALS: Final[Mapping[tuple[str, str], float]] = {
-    ("rados", "rand-write-16"): 10.0,
-    ("rados", "rand-write-1"): 5.0,
-    ("s3", "rand-write-16"): 4.0,
-    ("s3", "seq-write"): 2.0,
-    ("s3", "seq-read"): 2.0,
-}
-"""The ratios that are wanted; 1 where nothing is said."""
+_NBD = "nbd-8"
 
 
-def goal(store: str, case: str) -> float:
-    """Give the ratio wanted for a case on a store."""
-    return _GOALS.get((store, case), 1.0)
+class Counted(Protocol):
+    """A case of any benchmark: its name, and what is counted."""
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+
+    @property
+    def unit(self) -> str:
+        """What its value counts."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one case."""
+
+    value: float
+    """In the case's unit."""
+    p50_us: float | None
+    p99_us: float | None
+    """Time of one operation, from submission to completion; of a synced one with its flush. None if not each was timed."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,11 @@ class Observation:
     settle_s: float
     """How long a flush took right after the case: what a buffered figure still owes."""
     memory_bytes: int
-    """The most memory that the server had resident during the case."""
+    """The most memory that the process which serves the load had resident during the case."""
     stored_bytes: int | None
     """Bytes in the store after the case and its flush; None if the store cannot tell."""
+    metadata_memory_bytes: int | None = None
+    """The same of a metadata server beside it; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,15 @@ class Side:
     """The median of one side's runs of a case."""
 
     value: float
-    p50_us: float
-    p99_us: float
+    p50_us: float | None
+    p99_us: float | None
     with_flush: float
     """The value if the flush after the case counts as part of its time."""
     settle_s: float
     memory_mb: float
     stored_mb: float | None
     runs: list[float] = field(default_factory=list)
+    metadata_memory_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,22 +92,31 @@ class Row:
     peer_detail: Side | None
     conditions: str = ""
     """Machine, time and repetitions of the run."""
+    benchmark: str = _NBD
+    """nbd-8 or fs-11: tables and pictures show one of them."""
 
 
 def summarise(observations: Sequence[Observation]) -> Side:
     """Give the medians of one side's runs; of memory the most."""
     measurements = [each.measurement for each in observations]
     stored = [each.stored_bytes for each in observations if each.stored_bytes is not None]
+    beside = [each.metadata_memory_bytes for each in observations if each.metadata_memory_bytes is not None]
     return Side(
         value=round(statistics.median(each.value for each in measurements), 2),
-        p50_us=round(statistics.median(each.p50_us for each in measurements), 1),
-        p99_us=round(statistics.median(each.p99_us for each in measurements), 1),
+        p50_us=_median(each.p50_us for each in measurements),
+        p99_us=_median(each.p99_us for each in measurements),
         with_flush=round(statistics.median(_with_flush(each) for each in observations), 2),
         settle_s=round(statistics.median(each.settle_s for each in observations), 3),
         memory_mb=round(max(each.memory_bytes for each in observations) / 1e6, 1),
         stored_mb=round(stored[-1] / 1e6, 1) if stored else None,
         runs=[round(each.value, 2) for each in measurements],
+        metadata_memory_mb=round(max(beside) / 1e6, 1) if beside else None,
     )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 1) if known else None
 
 
 def _with_flush(observation: Observation) -> float:
@@ -111,13 +129,16 @@ def _ratio(ours: float, peer: float) -> float | None:
 
 def compare(
     store: str,
-    case: Case,
+    case: Counted,
     ours: Sequence[Observation],
     peer_name: str,
     peer: Sequence[Observation],
     conditions: str = "",
+    *,
+    goal: float | None = None,
+    benchmark: str = _NBD,
 ) -> Row:
-    """Make the row of a case. The ratio is that of the medians; it is None without a peer."""
+    """Make the row of a case. The ratio is that of the medians; ratio and goal are None without a peer."""
     mine = summarise(ours)
     theirs = summarise(peer) if peer else None
     return Row(
@@ -127,12 +148,13 @@ def compare(
         ours=mine.value,
         peer=theirs.value if theirs is not None else None,
         ratio=_ratio(mine.value, theirs.value) if theirs is not None else None,
-        goal=goal(store, case.name) if theirs is not None else None,
+        goal=goal if theirs is not None else None,
         ratio_with_flush=_ratio(mine.with_flush, theirs.with_flush) if theirs is not None else None,
         peer_name=peer_name,
         ours_detail=mine,
         peer_detail=theirs,
         conditions=conditions,
+        benchmark=benchmark,
     )
 
 
@@ -170,12 +192,12 @@ def table(rows: Sequence[Row]) -> str:
                 _figure(row.ours),
                 _figure(row.peer),
                 _figure(row.ratio, 2),
-                _figure(row.goal),
+                "–" if row.goal is None else f"{row.goal:g}",
                 _figure(row.ratio_with_flush, 2),
                 both(lambda side: side.p50_us),
                 both(lambda side: side.p99_us),
                 both(lambda side: side.settle_s, 1),
-                both(lambda side: side.memory_mb),
+                f"{_memory(mine)} / {_memory(theirs)}",
                 both(lambda side: side.stored_mb),
             )
         )
@@ -191,13 +213,22 @@ def with_conditions(rows: Sequence[Row]) -> str:
     return "\n\n".join([table(rows), *(f"{', '.join(which)}: {conditions}" for conditions, which in stores.items())])
 
 
-def put_between(document: str, text: str) -> str:
-    """Replace what stands between the marks of a document; UsageError if it has none."""
-    begin, found, rest = document.partition(_BEGIN)
-    _, also_found, end = rest.partition(_END)
+def put_between(document: str, text: str, benchmark: str = _NBD) -> str:
+    """Replace what stands between the marks of a benchmark in a document; UsageError if it has none."""
+    first, last = f"<!-- the table of {benchmark} begins: python -m bench show -->", "<!-- the table ends -->"
+    begin, found, rest = document.partition(first)
+    _, also_found, end = rest.partition(last)
     if not found or not also_found:
-        raise UsageError(f"the document needs the lines {_BEGIN} and {_END}; the table goes between them")
-    return f"{begin}{_BEGIN}\n\n{text}\n\n{_END}{end}"
+        raise UsageError(f"the document needs the lines {first} and {last}; the table goes between them")
+    return f"{begin}{first}\n\n{text}\n\n{last}{end}"
+
+
+def _memory(side: Side | None) -> str:
+    """Give the memory of the process that serves, and of the metadata server beside it if there is one."""
+    if side is None:
+        return "–"
+    beside = "" if side.metadata_memory_mb is None else f" + {side.metadata_memory_mb:,.0f}"
+    return f"{side.memory_mb:,.0f}{beside}"
 
 
 def _figure(value: float | None, digits: int = 0) -> str:

@@ -2,10 +2,9 @@
 
 from xml.etree import ElementTree as ET
 
-from bench.cases import NBD_8
-from bench.fio import Measurement
+from bench.cases import NBD_8, goal
 from bench.picture import draw, position
-from bench.rows import Observation, compare, load, save
+from bench.rows import Measurement, Observation, compare, load, save
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -14,7 +13,7 @@ def row(store, ours, peer, case=NBD_8[0]):
     def observed(value):
         return [Observation(4.0, Measurement(value, 1.0, 2.0), 0.0, 1, None)]
 
-    return compare(store, case, observed(ours), "a <peer>", observed(peer) if peer else [])
+    return compare(store, case, observed(ours), "a <peer>", observed(peer) if peer else [], goal=goal(store, case))
 
 
 def test_the_picture_is_a_document_with_a_bar_for_each_row_that_has_a_ratio():

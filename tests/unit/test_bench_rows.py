@@ -5,9 +5,8 @@ import json
 import pytest
 
 from bench.cases import NBD_8
-from bench.fio import Measurement
-from bench.nbd8 import parse_stores
-from bench.rows import Observation, compare, markdown, put_between, save, table, with_conditions
+from bench.rows import Measurement, Observation, compare, markdown, put_between, save, table, with_conditions
+from bench.stores import parse_stores
 from core.errors import UsageError
 
 CASE = NBD_8[2]
@@ -80,7 +79,7 @@ def test_the_conditions_of_a_run_stand_once_below_its_table():
 
 
 def test_a_document_keeps_everything_but_what_stands_between_the_marks():
-    marks = ("<!-- the table begins: python -m bench show -->", "<!-- the table ends -->")
+    marks = ("<!-- the table of nbd-8 begins: python -m bench show -->", "<!-- the table ends -->")
     document = f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n"
     once = put_between(document, "new")
     assert once == f"before\n{marks[0]}\n\nnew\n\n{marks[1]}\nafter\n"
