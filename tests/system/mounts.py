@@ -109,14 +109,17 @@ class SharedFilesystem:
     others: list[Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # A unix socket's path has 107 bytes, which a test's own directory may well use up.
-        self.runtime = Path(tempfile.mkdtemp(prefix="by-"))
+        # A unix socket's path has 107 bytes, which a test's own directory may well use up; and other users do not get into that.
+        self.short = Path(tempfile.mkdtemp(prefix="by-"))
+        self.short.chmod(0o711)
+        self.runtime = self.short / "run"
+        self.runtime.mkdir(mode=0o700)
+        (self.short / "mnt").mkdir()
         for name in ("home", "tmp", "config", "cache", "data", "state"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self._count = 0
-        self._watchdog = threading.Timer(WATCHDOG_S, self._bite)
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        self._watchdog: threading.Timer | None = None
+        self.rearm()
 
     @property
     def reference(self) -> str:
@@ -198,9 +201,14 @@ class SharedFilesystem:
         assert server.alive, server.said()
         return server
 
-    def forward(self, name: str = "forwarder") -> tuple[Process, str]:
+    @property
+    def at_server(self) -> tuple[str, ...]:
+        """Give the options that lead a verb to the started server."""
+        return () if self.server is None else ("--server", self.address)
+
+    def forward(self, name: str = "forwarder", at: str | None = None) -> tuple[Process, str]:
         """Start a process between mounts and the server; gives it and the address to mount with."""
-        address = f"unix:{self.runtime}/{name}.sock"
+        address = at or f"unix:{self.runtime}/{name}.sock"
         process = self.spawn(name, address, self.address, program=(str(FORWARDER),))
         wait_until(lambda: "listening" in process.said() or not process.alive, "the forwarder listens")
         assert process.alive, process.said()
@@ -209,8 +217,8 @@ class SharedFilesystem:
     def mount(
         self, name: str = "a", *options: str | Path, server: str | None = None, at: Path | None = None
     ) -> Mounted:
-        """Mount at `root/mnt/NAME` and wait until it answers: with the server that was started, with a private one otherwise."""
-        path = at or self.root / "mnt" / name
+        """Mount in a directory NAME and wait until it answers: with the server that was started, with a private one otherwise."""
+        path = at or self.short / "mnt" / name
         path.mkdir(parents=True, exist_ok=True)
         address = server or (self.address if self.server is not None else None)
         where = [] if address is None else ["--server", address]
@@ -226,9 +234,18 @@ class SharedFilesystem:
         self.workers.append(worker)
         return worker
 
+    def rearm(self) -> None:
+        """Give the watchdog its full time again, as one filesystem that serves several tests needs it."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watchdog = threading.Timer(WATCHDOG_S, self._bite)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
     def end(self) -> None:
         """Leave nothing behind: mounts first, since who waits for them cannot die before them."""
-        self._watchdog.cancel()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         self._end_mounts()
         for worker in self.workers:
             worker.kill()
@@ -236,9 +253,13 @@ class SharedFilesystem:
             process.kill()
         for pid in self._strays():
             _kill_stranger(pid)
-        for path in _mounted_below(self.root):
+        for path in (*_mounted_below(self.root), *_mounted_below(self.short)):
             detach(path)
-        shutil.rmtree(self.runtime, ignore_errors=True)
+        for path in (self.short / "mnt").iterdir():
+            path.rmdir()  # never a tree: what if it were still mounted
+        shutil.rmtree(self.runtime)
+        (self.short / "mnt").rmdir()
+        self.short.rmdir()
 
     def __enter__(self) -> Self:
         return self
