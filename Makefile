@@ -4,9 +4,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 STORES ?= file,rados,s3
+FS_STORES ?= file,rados
 PYTEST_OPTIONS ?=
 
-.PHONY: demo test check format bench-nbd bench clean
+.PHONY: demo test check format bench-nbd bench-fs bench clean
 
 demo: .make/demo-packages .make/blockyard
 	examples/tour.sh
@@ -24,10 +25,13 @@ format: .make/dev
 	ruff format .
 	ruff check --fix .
 
-bench: bench-nbd
+bench: bench-nbd bench-fs
 
 bench-nbd: .make/demo-packages .make/test-packages .make/dev
 	$(PYTHON) -m bench nbd --store $(STORES) --json bench/results/nbd.json
+
+bench-fs: .make/demo-packages .make/test-packages .make/dev
+	$(PYTHON) -m bench fs --store $(FS_STORES) --json bench/results/fs.json
 
 clean:
 	rm -rf .make $(VENV) build *.egg-info

@@ -76,6 +76,8 @@ class LoadProcess:
             self._process.wait(5.0)
         if self._process.poll() is None:
             self._process.kill()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def parse(line: str, directory: Path) -> Ran:

@@ -44,8 +44,8 @@ class Filesystem:
 
 def make_filesystem(url: str, directory: Path, ceph: Ceph | None) -> Filesystem:
     """Make a pool and a filesystem in it, whose private server keeps its data below `directory`."""
-    added = {**(ceph.s3 if ceph is not None else {}), "XDG_STATE_HOME": str(directory / "state")}
-    environment = clean_environment(added)
+    homes = {f"XDG_{kind.upper()}_HOME": str(directory / kind) for kind in ("data", "state", "cache")}
+    environment = clean_environment({**(ceph.s3 if ceph is not None else {}), **homes})
     made = Filesystem(url, directory / "key", environment)
     make_pool(url, made.key_file, environment)
     blockyard(["fs", "create", made.target, "--key-file", str(made.key_file)], environment)
