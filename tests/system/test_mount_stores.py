@@ -209,14 +209,9 @@ def test_a_full_store_is_enospc_that_loses_nothing_synced_and_goes_away_with_roo
         a, b = filesystem.mount("a"), filesystem.mount("b")
         ballast = small / "ballast"
         ballast.write_bytes(bytes(FULL_BYTES // 2))
-        synced = {}
         worker = filesystem.worker()
-        with pytest.raises(OSError) as raised:
-            for each in itertools.count():
-                data = os.urandom(MIB)
-                worker.do(write_whole, a / f"n{each}", data, True, within_s=60)
-                synced[f"n{each}"] = data
-        assert raised.value.errno == errno.ENOSPC
+        synced, refusal = _fill(worker, a.path)
+        assert refusal.errno == errno.ENOSPC
         assert len(synced) > 5
         for name, data in synced.items():
             assert read_whole(b / name) == data
@@ -225,6 +220,19 @@ def test_a_full_store_is_enospc_that_loses_nothing_synced_and_goes_away_with_roo
         assert read_whole(b / "more") == b"more" * KIB
         for name, data in synced.items():
             assert read_whole(b / name) == data
+
+
+def _fill(worker: Worker, directory: Path) -> tuple[dict[str, bytes], OSError]:
+    """Write and sync files until one is refused."""
+    synced: dict[str, bytes] = {}
+    for each in itertools.count():
+        data = os.urandom(MIB)
+        try:
+            worker.do(write_whole, directory / f"n{each}", data, True, within_s=60)
+        except OSError as error:
+            return synced, error
+        synced[f"n{each}"] = data
+    raise AssertionError
 
 
 def _writes(worker: Worker, path: Path, data: bytes) -> bool:
