@@ -37,8 +37,9 @@ def test_an_address_is_read_and_written_back(text: str, address: UnixAddress | T
         "tcp://host:1/path",
         "http://h:1",
         "h:1",
-    ]
-    + ["tcp://user@host:1", "tcp://[::1:7"],
+        "tcp://user@host:1",
+        "tcp://[::1:7",
+    ],
 )
 def test_what_is_no_address_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(UsageError, match=r"unix"):
