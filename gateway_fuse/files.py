@@ -131,6 +131,13 @@ class Files:
             inline=inline,
         )
 
+    def forget(self, data: FileData) -> None:
+        """Drop what was written to a file that has no name and is open nowhere: nobody will read it. It is not `in_commit`."""
+        data.lose()
+        data.failed = False
+        self._dirty.pop(data.inode, None)
+        self._wanted.pop(data.inode, None)
+
     # Reading.
 
     def try_read(self, data: FileData, offset: int, size: int) -> Buffer | None:
@@ -165,6 +172,9 @@ class Files:
 
     async def read(self, data: FileData, offset: int, size: int) -> Buffer:
         """Read up to `size` bytes. IntegrityError if what is stored is missing or bad, StoreError if the store fails for long."""
+        quick = self.try_read(data, offset, size)
+        if quick is not None:
+            return quick
         for attempt in range(_REREADS + 1):
             end = min(offset + size, data.size)
             if end <= offset:
@@ -298,20 +308,23 @@ class Files:
 
     async def write(self, data: FileData, offset: int, buffer: Buffer) -> None:
         """Write, waiting for whatever it takes: room in the log, the map, what stands around a partial block, a quota's figures."""
-        length = len(buffer)
         while not self.try_write(data, offset, buffer):
-            log = self.log
-            if not log.has_room:
-                await trio.to_thread.run_sync(log.wait_for_room)
-            first, last = offset >> _SHIFT, (offset + length - 1) >> _SHIFT
-            await self._know(data, first, last - first + 1)
+            await self.prepare_write(data, offset, len(buffer))
+
+    async def prepare_write(self, data: FileData, offset: int, length: int) -> None:
+        """Wait for what `try_write` found missing; it may be gone again when it is tried anew. OperationError EDQUOT over a quota."""
+        log = self.log
+        if not log.has_room:
+            await trio.to_thread.run_sync(log.wait_for_room)
+        first, last = offset >> _SHIFT, (offset + length - 1) >> _SHIFT
+        await self._know(data, first, last - first + 1)
+        if not self._fits(data, first, last - first + 1):
+            await self.flush([data])
             if not self._fits(data, first, last - first + 1):
-                await self.flush([data])
-                if not self._fits(data, first, last - first + 1):
-                    raise OperationError(errno.EDQUOT, f"inode {data.inode} has {data.room} bytes left below its quota")
-            edges = {first, last} if (offset | (offset + length)) & _MASK else set()
-            for block in edges:
-                await self.read(data, block << _SHIFT, 1)
+                raise OperationError(errno.EDQUOT, f"inode {data.inode} has {data.room} bytes left below its quota")
+        edges = {first, last} if (offset | (offset + length)) & _MASK else set()
+        for block in edges:
+            await self.read(data, block << _SHIFT, 1)
 
     async def truncate(self, data: FileData, size: int) -> None:
         """Set the size. What is cut off is gone; what is added reads as zeros."""
