@@ -32,6 +32,7 @@ bench-nbd: .make/demo-packages .make/test-packages .make/dev
 
 bench-fs: .make/demo-packages .make/test-packages .make/dev
 	$(PYTHON) -m bench fs --store $(FS_STORES) --json bench/results/fs.json
+	$(PYTHON) -m bench fs-scale --json bench/results/fs-scale.json
 
 clean:
 	rm -rf .make $(VENV) build *.egg-info

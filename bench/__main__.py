@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bench import fs11, fs_cases, nbd8, opening, rows
+from bench import fs11, fs_cases, fs_scale, nbd8, opening, rows
 from bench.cases import choose
 from bench.ceph import cluster
 from bench.gateway import PROJECT
@@ -94,6 +94,18 @@ def fs(
         directory=directory,
     )
     found = fs11.run(plan, _tell_fs)
+    click.echo("\n" + rows.with_conditions(found))
+    if json_path is not None:
+        rows.save(found, json_path)
+
+
+@bench.command("fs-scale")
+@click.option("--json", "json_path", type=_PATH, help="Write the rows there.")
+@click.option("--entries", default="1000,100000", help="Entries of a directory; 1000000 takes some minutes.")
+@click.option("--directory", type=_PATH, help="Make the temporary directory there.")
+def fs_scale_command(json_path: Path | None, entries: str, directory: Path | None) -> None:
+    """Ask the metadata server about large directories; its memory and its database for each file."""
+    found = fs_scale.run(fs_scale.parse_entries(entries), directory, _tell)
     click.echo("\n" + rows.with_conditions(found))
     if json_path is not None:
         rows.save(found, json_path)

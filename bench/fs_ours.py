@@ -34,11 +34,16 @@ class Filesystem:
         path, mark, query = self.url.partition("?")
         return f"{path}/{_NAME}{mark}{query}"
 
+    @property
+    def key_option(self) -> list[str]:
+        """Say with which key file it opens."""
+        return ["--key-file", str(self.key_file)]
+
     def stored_bytes(self) -> int:
         """Ask the pool; for a directory, the disk."""
         if self.url.startswith("file://"):
             return allocated_bytes(Path(self.url.removeprefix("file://")))
-        answer = blockyard(["pool", "df", "--json", "--key-file", str(self.key_file), self.url], self.environment)
+        answer = blockyard(["pool", "df", "--json", *self.key_option, self.url], self.environment)
         return int(json.loads(answer)["stored_bytes"])
 
 
@@ -48,8 +53,33 @@ def make_filesystem(url: str, directory: Path, ceph: Ceph | None) -> Filesystem:
     environment = clean_environment({**(ceph.s3 if ceph is not None else {}), **homes})
     made = Filesystem(url, directory / "key", environment)
     make_pool(url, made.key_file, environment)
-    blockyard(["fs", "create", made.target, "--key-file", str(made.key_file)], environment)
+    blockyard(["fs", "create", *made.key_option, made.target], environment)
     return made
+
+
+@dataclass(frozen=True)
+class Served:
+    """A metadata server of our own, where nothing is mounted."""
+
+    server: Server
+    socket: Path
+    data_dir: Path
+    filesystem_id: bytes
+
+
+def serve(filesystem: Filesystem, directory: Path) -> Served:
+    """Start `blockyard metadata-server` on a unix socket."""
+    facts = blockyard(["fs", "info", "--json", *filesystem.key_option, filesystem.target], filesystem.environment)
+    socket, data_dir = directory / "metadata.sock", directory / "metadata"
+    command = [sys.executable, "-P", "-m", "core.cli", "metadata-server", *filesystem.key_option]
+    command += ["--listen", f"unix:{socket}", "--data-dir", str(data_dir), filesystem.target]
+    server = Server(command, directory / "metadata.log", {**filesystem.environment, "PYTHONPATH": str(PROJECT)})
+    try:
+        server.wait_until(socket.is_socket, "the metadata server listened")
+    except BaseException:
+        server.stop()
+        raise
+    return Served(server, socket, data_dir, bytes.fromhex(json.loads(facts)["id"]))
 
 
 class BlockyardMount:
@@ -61,7 +91,7 @@ class BlockyardMount:
         self._filesystem = filesystem
         self.mountpoint = directory / "mnt"
         self.mountpoint.mkdir()
-        command = [sys.executable, "-P", "-m", "core.cli", "mount", "-f", "--key-file", str(filesystem.key_file)]
+        command = [sys.executable, "-P", "-m", "core.cli", "mount", "-f", *filesystem.key_option]
         command += [*extra, filesystem.target, str(self.mountpoint)]
         environment = {**filesystem.environment, "PYTHONPATH": str(PROJECT)}
         self.server = Server(command, directory / "mount.log", environment)
