@@ -12,6 +12,7 @@ while it holds it, and the engine. Safety is that of core.filesystem.serving (it
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,9 +21,13 @@ from blake3 import blake3
 from core.errors import FencedError, IntegrityError, LockedError, NotFoundError, UsageError, WorldError
 from core.filesystem.filesystems import Filesystem
 from core.filesystem.serving import DATABASE_ID_BYTES, MetadataPlace, MetadataRecords, server_lock
+from core.world import World
 from metadata_server.client.places import server_places
 from metadata_server.engine.contract import Counter
 from metadata_server.engine.sqlite import SqliteEngine, exists
+from metadata_server.protocol.model import ROOT
+from metadata_server.protocol.requests import SetAttributes
+from metadata_server.tree.tree import Tree
 
 _REVISION_NAME: Final = "revision"
 
@@ -35,6 +40,12 @@ def data_directory(filesystem: Filesystem, given: Path | None) -> Path:
     if place is not None and place.host == filesystem.world.hostname:
         return Path(place.directory)
     return server_places(filesystem.info.volume_id).data_dir
+
+
+def now_ns_of(world: World) -> Callable[[], int]:
+    """Give the clock that stamps inodes."""
+    now = world.now
+    return lambda: int(now() * 1e9)
 
 
 def database_id(engine: SqliteEngine) -> bytes:
@@ -91,6 +102,8 @@ class Claim:
             if newest is not None and not exists(self.directory):
                 raise NotFoundError(_lost(self.filesystem.info.name, self.directory, newest))
             self._open_engine()
+            if newest is None:
+                self._begin_tree()
             self._register(newest)
             self._check_not_behind()
         except BaseException:
@@ -104,6 +117,17 @@ class Claim:
         self._engine = SqliteEngine(
             self.directory, filesystem=self.filesystem.info.volume_id, random_bytes=world.random_bytes
         )
+
+    def _begin_tree(self) -> None:
+        """Make the root directory and give it to whom the filesystem belongs. Done again after a crash: nobody has used it yet."""
+        info = self.filesystem.info
+        tree = Tree(self.engine, now_ns_of(self.filesystem.world))
+        root = tree.attributes(ROOT)
+        assert root is not None, "a tree has a root"
+        if (root.uid, root.gid) != (info.uid, info.gid):
+            tree.apply(0, SetAttributes(ROOT, None, info.uid, info.gid, None, None))
+        tree.commit()
+        tree.sync()
 
     def _register(self, newest: MetadataPlace | None) -> None:
         """Make sure that the newest record names this database in this place (invariant 1)."""

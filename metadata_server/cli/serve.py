@@ -1,0 +1,93 @@
+"""`blockyard metadata-server`: serve one filesystem's names and inodes, in the foreground."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from core.cli.options import PATH, with_session
+from core.cli.session import Session
+from core.filesystem.filesystems import open_filesystem
+from metadata_server.client.places import server_places
+from metadata_server.limits import LEASE_S
+from metadata_server.protocol.address import parse_address
+from metadata_server.serving import Serving, serve_filesystem
+
+_LONGEST_LEASE_S = 300.0
+
+
+@click.command("metadata-server")
+@click.argument("filesystem", metavar="POOL/FS")
+@click.option(
+    "--listen",
+    "listen",
+    multiple=True,
+    metavar="unix:PATH|tcp://HOST:PORT",
+    help="Where to listen; may be repeated. If not given, a socket where mounts of this user look for it.",
+)
+@click.option(
+    "--data-dir",
+    type=PATH,
+    help="Directory of the metadata database, on a local disk; where it was last on this machine if not given.",
+)
+@click.option("--tls", type=PATH, metavar="DIR", help="Certificates made by `blockyard tls`; TCP needs them.")
+@click.option(
+    "--lease",
+    "lease",
+    type=str,
+    default=f"{LEASE_S:g}s",
+    show_default=True,
+    help="How long a mount that is not heard of keeps what it holds, such as 15s.",
+)
+@click.option("--end-with-last-session", is_flag=True, help="End when the last mount has gone.")
+@click.option(
+    "--ready-fd", type=int, help="Write the addresses to this descriptor and close it once clients can connect."
+)
+@with_session
+def metadata_server_verb(
+    session: Session,
+    filesystem: str,
+    listen: tuple[str, ...],
+    data_dir: Path | None,
+    tls: Path | None,
+    lease: str,
+    end_with_last_session: bool,
+    ready_fd: int | None,
+) -> None:
+    """Serve the names, inodes and maps of a filesystem to its mounts, in the foreground.
+
+    One server at a time serves a filesystem. Everything it answered is in its database: it may be stopped or killed and started again,
+    and its mounts go on. SIGTERM ends it. The data goes straight between the mounts and the pool.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    with session.pool_of_filesystem(filesystem) as (pool, name):
+        opened = open_filesystem(pool, name)
+        texts = listen or (server_places(opened.info.volume_id).address,)
+        serving = Serving(
+            addresses=[parse_address(each) for each in texts],
+            data_dir=data_dir,
+            tls=tls,
+            lease_s=_parse_seconds(lease),
+            end_with_last_session=end_with_last_session,
+        )
+
+        def ready(addresses: Sequence[str]) -> None:
+            click.echo(f"serving {filesystem} at {' '.join(addresses)}")
+            if ready_fd is not None:
+                os.write(ready_fd, ("\n".join(addresses) + "\n").encode())
+                os.close(ready_fd)
+
+        serve_filesystem(opened, serving, ready)
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= _LONGEST_LEASE_S:
+        raise click.BadParameter(f"{text!r} is no time from 0.1s to {_LONGEST_LEASE_S:g}s", param_hint="--lease")
+    return seconds
