@@ -353,6 +353,12 @@ class Served:
         become(ops.ROOT)
         self.actor.sync()
 
+    def make(self, directory: bytes) -> None:
+        """Make a directory in the real root that everybody may change."""
+        self.leave()
+        os.mkdir(directory)
+        os.chmod(directory, 0o777)
+
     def remove(self, directory: bytes) -> None:
         """Remove a tree, seen from the real root."""
         self.leave()
@@ -413,4 +419,6 @@ class Hands:
 
 
 if __name__ == "__main__":
-    main()
+    from tests.filesystem import actor
+
+    actor.main()  # so that what is pickled has classes of that module, not of this one

@@ -16,8 +16,8 @@ from typing import Any
 
 from tests.filesystem import operations as ops
 from tests.filesystem.actor import Hands, Look, Seen, digest
-from tests.filesystem.operations import ROOT, USERS, Operation, Outcome, User
 from tests.filesystem.nodes import Node, Unpredictable
+from tests.filesystem.operations import ROOT, USERS, Operation, Outcome, User
 from tests.filesystem.reference import Model
 
 Files = Mapping[str, Any]
@@ -39,8 +39,7 @@ class Trial:
         self.model = Model()
         self.model.now = time.time_ns()
         first = next(iter(roots))
-        os.mkdir(f"{roots[first]}/{name}")
-        os.chmod(f"{roots[first]}/{name}", 0o777)
+        hands[first].call("make", os.fsencode(f"{roots[first]}/{name}"))
         self.model.root.mtime.may_touch(0)
         self.model.root.ctime.may_touch(0)
         for mount in hands:
