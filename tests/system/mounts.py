@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORWARDER = Path(__file__).with_name("forwarder.py")
 START_S = 30.0
 STOP_S = 30.0
-WATCHDOG_S = float(os.environ.get("BLOCKYARD_TEST_WATCHDOG_S", "200"))
+WATCHDOG_S = 200.0
 """When a filesystem's mounts are killed under a test that seems stuck; below the test's own time limit."""
 
 
@@ -103,6 +102,7 @@ class SharedFilesystem:
     name: str = "fs"
     variables: dict[str, str] = field(default_factory=dict)
     """More environment for its processes, such as credentials of a store."""
+    watchdog_s: float = WATCHDOG_S
     server: Process | None = None
     mounts: list[Mounted] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
@@ -186,19 +186,14 @@ class SharedFilesystem:
         assert self.server is None or not self.server.alive, "one server"
         listen = listen or self.address
         lease = [] if lease_s is None else ["--lease", f"{lease_s:g}"]
-        arguments = [
-            "metadata-server",
-            self.reference,
-            "--listen",
-            listen,
-            "--data-dir",
-            self.data_dir,
-            *lease,
-            *options,
-        ]
-        self.server = server = self._start("server", arguments)
-        wait_until(lambda: _answers(listen) or not server.alive, "the metadata server listens", START_S)
-        assert server.alive, server.said()
+        told, ready = os.pipe()
+        where = ["--listen", listen, "--data-dir", self.data_dir, "--ready-fd", str(ready)]
+        with open(told, closefd=True) as answer:
+            arguments = ["metadata-server", self.reference, *where, *lease, *options]
+            self.server = server = self._start("server", arguments, pass_fds=(ready,))
+            os.close(ready)
+            assert select.select([answer], [], [], START_S)[0], f"it does not listen: {server.said()}"
+            assert answer.read(), f"the metadata server ended: {server.said()}"
         return server
 
     @property
@@ -238,7 +233,7 @@ class SharedFilesystem:
         """Give the watchdog its full time again, as one filesystem that serves several tests needs it."""
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self._watchdog = threading.Timer(WATCHDOG_S, self._bite)
+        self._watchdog = threading.Timer(self.watchdog_s, self._bite)
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -272,6 +267,7 @@ class SharedFilesystem:
         name: str,
         arguments: "tuple[str | Path, ...] | list[str | Path]",
         program: tuple[str, ...] = ("-m", "core.cli"),
+        pass_fds: tuple[int, ...] = (),
     ) -> Process:
         self._count += 1
         log = self.root / f"{self._count}-{name}.log"
@@ -282,6 +278,7 @@ class SharedFilesystem:
                 stdout=target,
                 stderr=target,
                 env=self.environment,
+                pass_fds=pass_fds,
             )
         return Process(name, process, log)
 
@@ -293,7 +290,7 @@ class SharedFilesystem:
             detach(mounted.path)
 
     def _bite(self) -> None:
-        print(f"the test had its mounts for {WATCHDOG_S:g} s and seems stuck: killing them", file=sys.stderr)
+        print(f"the test had its mounts for {self.watchdog_s:g} s and seems stuck: killing them", file=sys.stderr)
         for mounted in self.mounts:
             if mounted.alive:
                 mounted.process.send_signal(signal.SIGKILL)
@@ -361,18 +358,6 @@ def _wait_for_mount(mounted: Mounted) -> None:
         mounted.kill()
         raise AssertionError(f"mounted, but it answers nothing: {mounted.said()}") from None
     assert status == 0, f"mounted, but it answers with an error: {mounted.said()}"
-
-
-def _answers(address: str) -> bool:
-    kind, _, rest = address.partition(":")
-    family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
-    host, _, port = rest.removeprefix("//").rpartition(":")
-    with socket.socket(family) as probe:
-        try:
-            probe.connect(rest if kind == "unix" else (host, int(port)))
-        except OSError:
-            return False
-    return True
 
 
 def _kill_stranger(pid: int) -> None:
