@@ -14,7 +14,7 @@ from bench.ceph import Ceph, cluster
 from bench.fs_cases import BENCHMARK, FS_11, ON_TREE, SYNCED, TWO_MOUNTS, Case, goal, with_needs
 from bench.fs_contender import FsContender
 from bench.fs_driver import LoadProcess
-from bench.fs_ours import BlockyardMount, make_filesystem
+from bench.fs_ours import BlockyardMount, make_filesystem, serve
 from bench.fs_peers import CephFuse, DurablePassthroughMount, PassthroughMount
 from bench.fs_tree import make_archive
 from bench.machine import machine
@@ -76,7 +76,11 @@ def _run_store(this: _Run) -> list[Row]:
     filesystem = make_filesystem(fresh_url(this.store, this.directory, this.ceph), this.directory, this.ceph)
     rows: list[Row] = []
     with ExitStack() as stack:
-        ours = BlockyardMount(filesystem, _below(this, "ours"), this.plan.parameters)
+        served = None
+        if this.store != "file":
+            served = serve(filesystem, this.directory)
+            stack.callback(served.server.stop)
+        ours = BlockyardMount(filesystem, _below(this, "ours"), served, this.plan.parameters)
         stack.callback(ours.stop)
         with _peer(this, durable=False) as peer:
             sides = [ours, *([peer] if peer is not None else [])]
@@ -89,7 +93,7 @@ def _run_store(this: _Run) -> list[Row]:
                 seen = observe_rounds(this, sides, tuple(prepared), wanted={SYNCED}, first_round=this.plan.rounds)
                 rows.append(_row(this, SYNCED, seen[SYNCED], peer))
         if TWO_MOUNTS in chosen:
-            second = BlockyardMount(filesystem, _below(this, "second"), this.plan.parameters)
+            second = BlockyardMount(filesystem, _below(this, "second"), served, this.plan.parameters)
             stack.callback(second.stop)
             rows.append(_compare_mounts(this, ours, second))
     return rows

@@ -1,6 +1,7 @@
 """Our side of fs-11: a pool, a filesystem and its mount, made with the commands that users have, and with their defaults.
 
-The mount starts its private metadata server, a process of its own, and ends it with the last mount.
+For a pool in a directory the mount starts its private metadata server, a process of its own, and that ends with the last mount. For any
+other pool the server is started first, on this machine as well.
 """
 
 import json
@@ -83,21 +84,25 @@ def serve(filesystem: Filesystem, directory: Path) -> Served:
 
 
 class BlockyardMount:
-    """`blockyard mount` in the foreground, with its private server."""
+    """`blockyard mount` in the foreground, with its private server, or with one that was started."""
 
     name = "blockyard"
 
-    def __init__(self, filesystem: Filesystem, directory: Path, extra: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, filesystem: Filesystem, directory: Path, served: Served | None, extra: tuple[str, ...] = ()
+    ) -> None:
         self._filesystem = filesystem
         self.mountpoint = directory / "mnt"
         self.mountpoint.mkdir()
         command = [sys.executable, "-P", "-m", "core.cli", "mount", "-f", *filesystem.key_option]
+        command += [] if served is None else ["--server", f"unix:{served.socket}"]
         command += [*extra, filesystem.target, str(self.mountpoint)]
         environment = {**filesystem.environment, "PYTHONPATH": str(PROJECT)}
         self.server = Server(command, directory / "mount.log", environment)
         try:
             self.server.wait_until(lambda: is_mounted(self.mountpoint), "the mount answered")
-            self.metadata_pid: int | None = private_server(self.server.pid)
+            pid = private_server(self.server.pid) if served is None else served.server.pid
+            self.metadata_pid: int | None = pid
         except BaseException:
             self.stop()
             raise
