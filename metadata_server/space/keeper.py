@@ -39,6 +39,7 @@ class SpaceKeeper:
 
     def __init__(self, ledger: Ledger, pool: SegmentPool, options: SpaceOptions) -> None:
         self.options: Final = options
+        self._ledger: Final = ledger
         self.mover: Final = Mover(ledger, pool)
         self.collector: Final = Collector(ledger, pool, pool.world, options.grace_s)
         self.strays: Final = Strays(ledger, pool, pool.world, options.grace_s)
@@ -46,6 +47,7 @@ class SpaceKeeper:
         self.repacker: Final = Repacker(ledger, self.mover, pool.world, options.repack_share)
         self._ended = trio.Event()
         self._tick_s = min(max(options.grace_s / 4, 0.1), 10.0)
+        self._settle_s = limits.SETTLE_EVERY_S
 
     def session_ended(self) -> None:
         """Take note that a session ended or expired: what it left is settled now."""
@@ -58,15 +60,21 @@ class SpaceKeeper:
             nursery.start_soon(self._for_ever, "collecting segments", self._tick_s, self.collector.collect)
             nursery.start_soon(self._for_ever, "looking for strays", self.options.list_every_s, self.strays.look)
             nursery.start_soon(self._for_ever, "deleting strays", self._tick_s, self.strays.sweep)
+            nursery.start_soon(self._for_ever, "clearing up maps", self._tick_s, self._clean_maps)
             if self.options.repack_share > 0:
                 every_s = min(limits.REPACK_EVERY_S, self._tick_s)
                 nursery.start_soon(self._for_ever, "repacking segments", every_s, self.repacker.repack)
+
+    async def _clean_maps(self) -> None:
+        while await self._ledger.clean_maps():
+            pass
 
     async def _settle_for_ever(self) -> None:
         while True:
             self._ended = trio.Event()
             await self._until_done("settling what ended sessions left", self.leftovers.settle)
-            await self._ended.wait()
+            with trio.move_on_after(self._settle_s):
+                await self._ended.wait()
 
     async def _for_ever(self, doing: str, every_s: float, work: Callable[[], Awaitable[object]]) -> None:
         while True:

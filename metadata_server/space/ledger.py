@@ -44,10 +44,7 @@ class Ledger(Protocol):
         """Give segments of ended sessions that maps point into and that nobody reported closed."""
 
     def is_stray(self, sequence: int) -> bool:
-        """Say whether nobody knows this segment and nobody will: it has no row, and its number was given to a session that has ended.
-
-        A number that was never given out is not a stray's: the database may be an older copy of what it was.
-        """
+        """Say whether nobody knows this segment and no living session may commit into it: if its number was given out, nobody ever will."""
 
     def map_runs(self, inode: int, block: int, length: int) -> Iterable[Run | tuple[int, int, int]]:
         """Give the runs of a part of a file's map; none for an inode that is gone."""
@@ -56,7 +53,13 @@ class Ledger(Protocol):
         """Count the requests served since the server started: what an idle moment is told by."""
 
     async def take_number(self) -> Number:
-        """Take a segment number for the server itself; committed on return."""
+        """Take a segment number for the server itself; committed on return. `note_closed` or `give_up_number` follows."""
+
+    async def give_up_number(self, sequence: int) -> None:
+        """Note that nothing more comes of a number: what there is of its segment is settled like an ended session's."""
+
+    async def end_of_numbers(self) -> int:
+        """Give a number above all that were given out."""
 
     async def relocate(self, moves: Sequence[Move]) -> None:
         """Point each block at its new place where the map still says the old one; committed on return."""
@@ -66,6 +69,9 @@ class Ledger(Protocol):
 
     async def forget_segments(self, sequences: Sequence[int]) -> None:
         """Remove the rows of segments whose objects are gone (2); committed on return."""
+
+    async def clean_maps(self) -> bool:
+        """Take a slice of what huge deleted files left out of the accounts; say whether there is more. Committed on return."""
 
     async def make_durable(self) -> None:
         """Return when what the rows say now survives a power cut."""

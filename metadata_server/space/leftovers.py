@@ -18,6 +18,7 @@ from metadata_server.space.pool import SegmentPool
 
 _MOVES: Final = 8
 """Segments that one may become: its frames may be fuller of records than those of a copy, never by so much."""
+_TRIES: Final = 20
 _LOG = logging.getLogger("blockyard.space")
 
 
@@ -28,26 +29,30 @@ class Leftovers:
         self.settled = 0
         self.bad: set[int] = set()
         """Segments that cannot be read; `blockyard fs check` tells whose blocks they hold."""
+        self._tries: dict[int, int] = {}
         self._ledger: Final = ledger
         self._pool: Final = pool
         self._mover: Final = mover
 
     async def settle(self) -> None:
-        """Settle everything there is. StoreError leaves the rest for the next time; a bad segment is passed over from then on."""
-        while True:
-            found = self._ledger.unsettled_segments(limits.LEFTOVERS + len(self.bad))
-            rest = [sequence for sequence in found if sequence not in self.bad]
-            if not rest:
-                return
-            for sequence in rest:
-                try:
-                    if not await self._settle(sequence):
-                        self._give_up(sequence, "maps point at more of its blocks than are there")
-                except IntegrityError as error:
-                    self._give_up(sequence, str(error))
+        """Settle what there is. StoreError leaves the rest for the next time.
 
-    async def _settle(self, sequence: int) -> bool:
-        """Settle one segment; say whether that succeeded."""
+        A bad segment is told once and passed over from then on. One that still counts live blocks after all that maps point at were moved
+        is tried again next time: maps that were taken away leave the accounts little by little.
+        """
+        for sequence in self._ledger.unsettled_segments(limits.LEFTOVERS + len(self.bad)):
+            if sequence in self.bad:
+                continue
+            try:
+                await self._settle(sequence)
+            except IntegrityError as error:
+                self._give_up(sequence, str(error))
+        unsettled = self._ledger.unsettled_segments(limits.LEFTOVERS + len(self.bad))
+        self._tries = {sequence: self._tries.get(sequence, 0) + 1 for sequence in unsettled if sequence not in self.bad}
+        for sequence in [sequence for sequence, tries in self._tries.items() if tries == _TRIES]:
+            self._give_up(sequence, "maps point at more of its blocks than are there")
+
+    async def _settle(self, sequence: int) -> None:
         closed = await trio.to_thread.run_sync(self._pool.settle, sequence)
         if closed is not None:
             await self._ledger.note_closed(*closed)
@@ -55,10 +60,7 @@ class Leftovers:
             for _ in range(_MOVES):
                 if not await self._mover.move([sequence]):
                     break
-            if sequence in self._ledger.unsettled_segments(limits.LEFTOVERS + len(self.bad)):
-                return False
         self.settled += 1
-        return True
 
     def _give_up(self, sequence: int, why: str) -> None:
         self.bad.add(sequence)

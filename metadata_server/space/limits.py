@@ -19,6 +19,8 @@ STRAYS: Final = 16384
 LIST_BATCH: Final = 1024
 """Listed objects looked up in one go."""
 LIST_EVERY_S: Final = 3600.0
+SETTLE_EVERY_S: Final = 30.0
+"""Leftovers are looked for when a session ends, and this often."""
 LEFTOVERS: Final = 256
 """Segments of ended sessions settled in one round."""
 
@@ -33,6 +35,8 @@ REPACK_BUSY_REQUESTS_PER_S: Final = 200
 """With more requests than this the server is not idle."""
 REPACK_PATIENCE_S: Final = 30.0
 """How long repacking waits for an idle moment before it goes on all the same."""
+OWN_RANGE: Final = 64
+"""Segment numbers the server takes for itself at once."""
 SLICE: Final = 128
 """Moves looked up or applied in one go: requests are served in between."""
 

@@ -6,8 +6,8 @@ Runs in the trio thread; what reads and writes the pool runs in a thread beside.
    place: what was written, cut off or deleted meanwhile stays so.
 2. An old place stays readable for the grace, so nobody needs to be asked before blocks move: sessions are told afterwards.
 
-A crash leaves a new object that some maps point at: its session has ended by then, so it is settled like any other session's (leftovers),
-or is a stray.
+A crash or a failure leaves a new object that some maps point at, or none: it is settled like an ended session's (leftovers), or is a stray
+after the next start.
 """
 
 from collections.abc import Sequence
@@ -53,11 +53,16 @@ class Mover:
                 break
         if not live:
             return 0
-        epoch, new = await self._ledger.take_number()
-        copied = await trio.to_thread.run_sync(copier.copy, epoch, new, live)
-        for start in range(0, len(copied.moves), limits.SLICE):
-            await self._ledger.relocate(copied.moves[start : start + limits.SLICE])
-        await self._ledger.note_closed(new, copied.blocks, copied.stored_bytes)
+        number = await self._ledger.take_number()
+        try:
+            copied = await trio.to_thread.run_sync(copier.copy, *number, live)
+            for start in range(0, len(copied.moves), limits.SLICE):
+                await self._ledger.relocate(copied.moves[start : start + limits.SLICE])
+            await self._ledger.note_closed(number.sequence, copied.blocks, copied.stored_bytes)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._ledger.give_up_number(number.sequence)
+            raise
         self._ledger.announce_relocated(sequences)
         self.moved_blocks += copied.blocks
         return copied.blocks

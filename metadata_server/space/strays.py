@@ -1,6 +1,7 @@
 """Deleting what no row knows: segments that ended sessions put and never committed.
 
-The pool is listed when the server starts and every hour. What is a stray then, and still is a grace later, is deleted.
+The pool is listed when the server starts and every hour. What is a stray then, and still is a grace later, is deleted. A number that was
+never given out is no stray's: the database may be an older copy of what it was, and then nothing of what it does not know may go.
 """
 
 from typing import Final
@@ -26,10 +27,11 @@ class Strays:
 
     async def look(self) -> int:
         """List the pool and remember what is a stray; give how many are remembered."""
+        end = await self._ledger.end_of_numbers()
         batches = self._pool.each_batch()
         strays: list[int] = []
         while (batch := await trio.to_thread.run_sync(next, batches, None)) is not None:
-            strays += filter(self._ledger.is_stray, batch)
+            strays += [sequence for sequence in batch if sequence < end and self._ledger.is_stray(sequence)]
             if len(strays) >= limits.STRAYS:
                 break
         self._found.note(strays, self._world.monotonic())

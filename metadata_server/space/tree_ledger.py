@@ -1,0 +1,170 @@
+"""The ledger on the server's tree.
+
+Trio thread only, as everything that uses the tree.
+
+1. A change is a transaction by itself: what requests changed is committed and answered before it, so that neither takes the other back.
+2. The server's own segments belong to `OWN_SESSION`, which has no row among the sessions: nobody can connect to it, and the next server
+   finds it ended, so what it left unfinished is settled like anybody's. Its epochs are taken like those of sessions.
+3. A number is in `_unfinished` from being taken until its segment is closed: it is not settled meanwhile.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from core.filesystem.segment_copy import Move
+from core.format.runs import Run, unpack_runs
+from core.limits import PAGE_ENTRIES
+from metadata_server.protocol.errors import OperationError
+from metadata_server.protocol.requests import ReadMap
+from metadata_server.space import limits
+from metadata_server.space.ledger import Number, SparseSegment
+from metadata_server.tree.tree import Tree
+
+OWN_SESSION: Final = -1
+T = TypeVar("T")
+
+
+class Turns(Protocol):
+    """The server's loop, as far as transactions go (runtime.server)."""
+
+    def commit(self) -> None:
+        """Commit what requests have changed, and send what it led to."""
+
+    def relocated(self, sequences: Sequence[int]) -> None:
+        """Tell all sessions."""
+
+
+class TreeLedger:
+    """See `Ledger`."""
+
+    def __init__(self, tree: Tree, turns: Turns, served: Callable[[], int]) -> None:
+        """Begin a reign of the server's own session: numbers of earlier servers are nobody's from now on. `served` counts requests."""
+        self._tree: Final = tree
+        self._turns: Final = turns
+        self._served: Final = served
+        self._next = self._end = 0
+        self._unfinished: set[int] = set()
+        self._epoch = self._transact(self._begin)
+
+    def _begin(self) -> int:
+        self._tree.delete_session(OWN_SESSION)
+        return self._tree.take_epoch()
+
+    # Looking.
+
+    def dead_segments(self, limit: int) -> Sequence[int]:
+        """Closed without a live block, or of nobody and without one."""
+        self._turns.commit()
+        dead = [row.sequence for row in self._tree.dead_segments(limit)]
+        dead += [row.sequence for row in self._tree.segments_of_dead_sessions(limit) if not row.live]
+        return sorted(sequence for sequence in dead if sequence not in self._unfinished)[:limit]
+
+    def sparse_segments(self, max_live_share: float, limit: int) -> Sequence[SparseSegment]:
+        """As the database finds them."""
+        self._turns.commit()
+        return [
+            SparseSegment(row.sequence, row.live, row.blocks or 0, row.stored_bytes or 0)
+            for row in self._tree.sparse_segments(max_live_share, limit)
+        ]
+
+    def unsettled_segments(self, limit: int) -> Sequence[int]:
+        """Of nobody, not closed, with live blocks."""
+        self._turns.commit()
+        found = self._tree.segments_of_dead_sessions(limit)
+        return sorted(row.sequence for row in found if row.live and row.sequence not in self._unfinished)
+
+    def is_stray(self, sequence: int) -> bool:
+        """Known neither by a row nor by a range."""
+        return self._tree.sequence_owner(sequence) is None and self._tree.segment(sequence) is None
+
+    def map_runs(self, inode: int, block: int, length: int) -> Sequence[Run]:
+        """Whole pages of the map: the caller takes what it asked for."""
+        first = block // PAGE_ENTRIES
+        pages = (block + length - 1) // PAGE_ENTRIES - first + 1
+        try:
+            packed = self._tree.apply(OWN_SESSION, ReadMap(inode, first, pages))[0]
+        except OperationError:
+            return []  # there is no such file any more
+        return list(unpack_runs(packed, f"the map of inode {inode}"))
+
+    def requests_served(self) -> int:
+        """As the server counts."""
+        return self._served()
+
+    # Changing.
+
+    async def take_number(self) -> Number:
+        """From a range of the server's own."""
+        await trio.lowlevel.checkpoint()
+        if self._next == self._end:
+            self._next = self._transact(lambda: self._tree.take_sequences(OWN_SESSION, limits.OWN_RANGE))
+            self._end = self._next + limits.OWN_RANGE
+        sequence = self._next
+        self._next += 1
+        self._unfinished.add(sequence)
+        return Number(self._epoch, sequence)
+
+    async def end_of_numbers(self) -> int:
+        """The first of a fresh range: larger than all before."""
+        await trio.lowlevel.checkpoint()
+        self._next = self._transact(lambda: self._tree.take_sequences(OWN_SESSION, limits.OWN_RANGE))
+        self._end = self._next + limits.OWN_RANGE
+        return self._next
+
+    async def relocate(self, moves: Sequence[Move]) -> None:
+        """In one transaction."""
+        await trio.lowlevel.checkpoint()
+
+        def change() -> None:
+            for move in moves:
+                self._tree.relocate(*move)
+
+        self._transact(change)
+
+    async def note_closed(self, sequence: int, blocks: int, stored_bytes: int) -> None:
+        """As a session's report would."""
+        await trio.lowlevel.checkpoint()
+        self._transact(lambda: self._tree.close_segment(sequence, blocks, stored_bytes))
+        self._unfinished.discard(sequence)
+
+    async def give_up_number(self, sequence: int) -> None:
+        """Let what came of it be settled."""
+        await trio.lowlevel.checkpoint()
+        self._unfinished.discard(sequence)
+
+    async def forget_segments(self, sequences: Sequence[int]) -> None:
+        """In one transaction."""
+        await trio.lowlevel.checkpoint()
+
+        def change() -> None:
+            for sequence in sequences:
+                self._tree.forget_segment(sequence)
+
+        self._transact(change)
+
+    async def clean_maps(self) -> bool:
+        """One slice."""
+        await trio.lowlevel.checkpoint()
+        return self._transact(self._tree.clean)
+
+    async def make_durable(self) -> None:
+        """Sync the database's log."""
+        self._turns.commit()
+        await trio.to_thread.run_sync(self._tree.sync)
+
+    def announce_relocated(self, sequences: Sequence[int]) -> None:
+        """Send the notice at once."""
+        self._turns.relocated(sequences)
+
+    def _transact(self, change: Callable[[], T]) -> T:
+        """Make a change in a transaction of its own (1). Raises what kept it from happening; then nothing has changed."""
+        self._turns.commit()
+        try:
+            answer = change()
+            self._tree.commit()
+        except BaseException:
+            self._tree.rollback()
+            raise
+        return answer
