@@ -28,7 +28,8 @@ from core.units import BLOCK_BYTES
 from core.volume.zeros import is_zero, nonzero_runs
 from core.world import World
 from gateway_fuse.file_data import FileData
-from metadata_server.client.connection import MetadataClient, SessionLostError
+from metadata_server.client.connection import Client
+from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Attributes, ClosedSegment, Update
 from metadata_server.protocol.requests import Commit, ReadMap, Sync, TakeSequences
@@ -73,9 +74,7 @@ class _Taken:
 class Files:
     """The data of a mount's regular files. `make_log` gives the log of a session by its epoch."""
 
-    def __init__(
-        self, make_log: Callable[[int], FileLog], reader: FileReader, client: MetadataClient, world: World
-    ) -> None:
+    def __init__(self, make_log: Callable[[int], FileLog], reader: FileReader, client: Client, world: World) -> None:
         self.counters = FilesCounters()
         self._make_log = make_log
         self._reader = reader
