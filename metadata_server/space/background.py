@@ -1,0 +1,20 @@
+"""Giving space back as something that runs beside a server's loop (runtime.server, `background`)."""
+
+from core.filesystem.filesystems import Filesystem
+from metadata_server.runtime.server import Background, Server
+from metadata_server.space.keeper import SpaceKeeper, SpaceOptions
+from metadata_server.space.pool import SegmentPool
+from metadata_server.space.tree_ledger import TreeLedger
+
+
+def space_background(filesystem: Filesystem, options: SpaceOptions) -> Background:
+    """Give what to hand to `serve`: it keeps the space of a filesystem until it is cancelled."""
+
+    async def keep_space(server: Server) -> None:
+        ledger = TreeLedger(server.tree, server, lambda: server.transactions)
+        pool = SegmentPool(filesystem.store, filesystem.names, filesystem.keys, filesystem.world)
+        keeper = SpaceKeeper(ledger, pool, options)
+        server.on_session_ended(lambda _session: keeper.session_ended())
+        await keeper.run()
+
+    return keep_space
