@@ -118,6 +118,15 @@ class Tree:
         """Return when every commit made before the call survives a power cut. From any thread."""
         self._engine.sync()
 
+    def checkpoint(self) -> None:
+        """Tidy up what commits leave behind in the database. From any one thread at a time."""
+        self._engine.checkpoint()
+
+    @property
+    def filesystem(self) -> bytes:
+        """The id of the filesystem this tree is of."""
+        return self._engine.filesystem
+
     # Inodes beside operations.
 
     def attributes(self, inode: int) -> Attributes | None:
@@ -140,6 +149,11 @@ class Tree:
     def clean(self, most: int = limits.SLICE_PAGES) -> bool:
         """Take one slice of what huge deleted files left out of the accounts; say whether more is left. Call it when nothing else waits."""
         return maps.clean(self._state, most)
+
+    @property
+    def cleaning(self) -> bool:
+        """Whether `clean` has something to do."""
+        return bool(self._rows.doomed)
 
     # Sessions.
 

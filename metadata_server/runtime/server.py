@@ -1,0 +1,152 @@
+"""A metadata server, put together: the tree, the service, the loop, and what goes on beside it.
+
+All of it runs in one trio task tree on one thread; only syncs and checkpoints of the database have threads of their own. Code of the same
+process that changes the tree (`background`) does so between two awaits, and calls `commit` before the next.
+"""
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import trio
+
+from core.world import World
+from metadata_server.limits import CHECKPOINT_EVERY_S, LEASE_S, SYNC_EVERY_S
+from metadata_server.runtime.listeners import Listener
+from metadata_server.runtime.pump import Pump
+from metadata_server.runtime.service import Service
+from metadata_server.runtime.syncing import SyncThread
+from metadata_server.tree.tree import Tree
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A running server, for what runs beside it in its process."""
+
+    def __init__(self, tree: Tree, service: Service, pump: Pump, scope: trio.CancelScope) -> None:
+        self.tree = tree
+        self._service = service
+        self._pump = pump
+        self._scope = scope
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions there are, connected or not."""
+        return len(self._service.sessions)
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return self._pump.connections
+
+    @property
+    def transactions(self) -> int:
+        """How many transactions were committed: what an idle moment is told by."""
+        return self._service.operations.round.commits
+
+    def on_session_ended(self, told: Callable[[int], None]) -> None:
+        """Have a function told of every session that ends; it may change the tree, in the same transaction."""
+        self._service.ended.append(told)
+
+    def relocated(self, sequences: Iterable[int]) -> None:
+        """Tell all clients that the blocks of these segments stand elsewhere now; commits what was changed before."""
+        self._service.relocated(sequences)
+        self._pump.finish()
+
+    def commit(self) -> None:
+        """Commit what was changed in the tree since the last await. It raises nothing: what cannot be committed is rolled back, and
+        `committed` says so."""
+        self._service.operations.round.is_dirty = True
+        self._pump.finish()
+
+    def stop(self) -> None:
+        """End `serve`."""
+        self._scope.cancel()
+
+
+Background = Callable[[Server], Awaitable[None]]
+
+
+async def serve(
+    tree: Tree,
+    listeners: Sequence[Listener],
+    *,
+    lease_s: float = LEASE_S,
+    world: World,
+    background: Sequence[Background] = (),
+    started: Callable[[Server], None] = lambda _: None,
+    handle_signals: bool = True,
+) -> None:
+    """Serve until SIGTERM or SIGINT, `Server.stop` or cancellation; then everything is committed and durable, and listeners are closed.
+
+    Sessions go on: their clients connect again to the next server of this database.
+    """
+    service = Service(
+        tree,
+        filesystem=tree.filesystem,
+        lease_s=lease_s,
+        world=world,
+    )
+    syncs = SyncThread(tree.sync)
+    pump = Pump(service, listeners, syncs, world.monotonic)
+    try:
+        async with trio.open_nursery() as nursery:
+            server = Server(tree, service, pump, nursery.cancel_scope)
+            if handle_signals:
+                await nursery.start(_stop_on_signal, server)
+            nursery.start_soon(pump.run)
+            nursery.start_soon(_watch_time, service, pump, lease_s, world)
+            nursery.start_soon(_sync_regularly, service, syncs)
+            nursery.start_soon(_checkpoint_regularly, tree)
+            for each in background:
+                nursery.start_soon(each, server)
+            started(server)
+    finally:
+        for listener in listeners:
+            listener.close()
+        pump.finish()
+        pump.close()
+        syncs.close()
+
+
+async def _stop_on_signal(server: Server, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            server.stop()
+
+
+async def _watch_time(service: Service, pump: Pump, lease_s: float, world: World) -> None:
+    every_s = min(1.0, lease_s / 10)
+    last = world.monotonic()
+    while True:
+        await trio.sleep(every_s)
+        now = world.monotonic()
+        late = now - last - every_s
+        if late > every_s:
+            service.forgive(late)
+        last = now
+        pump.tick(now)
+        service.tick(now)
+        pump.finish()
+
+
+async def _sync_regularly(service: Service, syncs: SyncThread) -> None:
+    synced = 0
+    while True:
+        await trio.sleep(SYNC_EVERY_S)
+        commits = service.operations.round.commits
+        if commits != synced:
+            synced = commits
+            syncs.ask([])
+
+
+async def _checkpoint_regularly(tree: Tree) -> None:
+    while True:
+        await trio.sleep(CHECKPOINT_EVERY_S)
+        try:
+            await trio.to_thread.run_sync(tree.checkpoint)
+        except Exception:
+            log.exception("the database's log could not be checkpointed; it grows meanwhile")
