@@ -19,6 +19,7 @@ from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import Address, TcpAddress, UnixAddress
 from metadata_server.runtime.listeners import Listener, listen
 from metadata_server.runtime.server import Background, Server, serve
+from metadata_server.space.background import space_background
 from metadata_server.space.keeper import SpaceOptions
 from metadata_server.tls import server_context
 from metadata_server.tree.tree import Tree
@@ -81,7 +82,7 @@ async def _serve(
             lost.append(error)
             server.stop()
 
-    background: list[Background] = [keep_claim]
+    background: list[Background] = [keep_claim, space_background(filesystem, serving.space)]
     if serving.end_with_last_session:
         background.append(_end_with_last_session)
     await serve(

@@ -15,8 +15,11 @@ from metadata_server.client.places import server_places
 from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import parse_address
 from metadata_server.serving import Serving, serve_filesystem
+from metadata_server.space.keeper import SpaceOptions
+from metadata_server.space.limits import GRACE_S
 
 _LONGEST_LEASE_S = 300.0
+_LONGEST_GRACE_S = 7 * 86400.0
 
 
 @click.command("metadata-server")
@@ -42,6 +45,14 @@ _LONGEST_LEASE_S = 300.0
     show_default=True,
     help="How long a mount that is not heard of keeps what it holds, such as 15s.",
 )
+@click.option(
+    "--grace",
+    "grace",
+    type=str,
+    default=f"{GRACE_S:g}s",
+    show_default=True,
+    help="How long data that nobody needs any more stays in the pool; longer than the lease and any read.",
+)
 @click.option("--end-with-last-session", is_flag=True, help="End when the last mount has gone.")
 @click.option(
     "--ready-fd", type=int, help="Write the addresses to this descriptor and close it once clients can connect."
@@ -54,6 +65,7 @@ def metadata_server_verb(
     data_dir: Path | None,
     tls: Path | None,
     lease: str,
+    grace: str,
     end_with_last_session: bool,
     ready_fd: int | None,
 ) -> None:
@@ -70,7 +82,8 @@ def metadata_server_verb(
             addresses=[parse_address(each) for each in texts],
             data_dir=data_dir,
             tls=tls,
-            lease_s=_parse_seconds(lease),
+            lease_s=_parse_seconds(lease, "--lease", _LONGEST_LEASE_S),
+            space=SpaceOptions(grace_s=_parse_seconds(grace, "--grace", _LONGEST_GRACE_S)),
             end_with_last_session=end_with_last_session,
         )
 
@@ -83,11 +96,11 @@ def metadata_server_verb(
         serve_filesystem(opened, serving, ready)
 
 
-def _parse_seconds(text: str) -> float:
+def _parse_seconds(text: str, option: str, most_s: float) -> float:
     try:
         seconds = float(text.removesuffix("s"))
     except ValueError:
         seconds = -1.0
-    if not 0.1 <= seconds <= _LONGEST_LEASE_S:
-        raise click.BadParameter(f"{text!r} is no time from 0.1s to {_LONGEST_LEASE_S:g}s", param_hint="--lease")
+    if not 0.1 <= seconds <= most_s:
+        raise click.BadParameter(f"{text!r} is no time from 0.1s to {most_s:g}s", param_hint=option)
     return seconds
