@@ -16,7 +16,7 @@ from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import parse_address
 from metadata_server.serving import Serving, serve_filesystem
 from metadata_server.space.keeper import SpaceOptions
-from metadata_server.space.limits import GRACE_S
+from metadata_server.space.limits import grace_after
 
 _LONGEST_LEASE_S = 300.0
 _LONGEST_GRACE_S = 7 * 86400.0
@@ -49,9 +49,7 @@ _LONGEST_GRACE_S = 7 * 86400.0
     "--grace",
     "grace",
     type=str,
-    default=f"{GRACE_S:g}s",
-    show_default=True,
-    help="How long data that nobody needs any more stays in the pool; longer than the lease and any read.",
+    help="How long data that nobody needs any more stays in the pool: 90s, or a minute more than the lease if that is longer.",
 )
 @click.option("--end-with-last-session", is_flag=True, help="End when the last mount has gone.")
 @click.option(
@@ -65,7 +63,7 @@ def metadata_server_verb(
     data_dir: Path | None,
     tls: Path | None,
     lease: str,
-    grace: str,
+    grace: str | None,
     end_with_last_session: bool,
     ready_fd: int | None,
 ) -> None:
@@ -75,6 +73,8 @@ def metadata_server_verb(
     and its mounts go on. SIGTERM ends it. The data goes straight between the mounts and the pool.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    lease_s = _parse_seconds(lease, "--lease", _LONGEST_LEASE_S)
+    grace_s = grace_after(lease_s) if grace is None else _parse_seconds(grace, "--grace", _LONGEST_GRACE_S)
     with session.pool_of_filesystem(filesystem) as (pool, name):
         opened = open_filesystem(pool, name)
         texts = listen or (server_places(opened.info.volume_id).address,)
@@ -82,8 +82,8 @@ def metadata_server_verb(
             addresses=[parse_address(each) for each in texts],
             data_dir=data_dir,
             tls=tls,
-            lease_s=_parse_seconds(lease, "--lease", _LONGEST_LEASE_S),
-            space=SpaceOptions(grace_s=_parse_seconds(grace, "--grace", _LONGEST_GRACE_S)),
+            lease_s=lease_s,
+            space=SpaceOptions(grace_s=grace_s),
             end_with_last_session=end_with_last_session,
         )
 

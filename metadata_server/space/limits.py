@@ -5,10 +5,10 @@ from typing import Final
 from core import limits
 from core.units import MIB
 
-LONGEST_LEASE_S: Final = 30.0
-"""The longest lease time that the default grace is good for."""
+READ_S: Final = 60.0
+"""Longer than a read may take that began under a lease, retries and all."""
 GRACE_S: Final = 90.0
-"""A segment nobody needs is deleted so long after that was seen, unless an option says otherwise."""
+"""A segment nobody needs is deleted so long after that was seen, unless an option or a long lease says otherwise."""
 DELETE_BATCH: Final = 256
 """Objects deleted between two looks at what else is to be done."""
 DELETE_THREADS: Final = 4
@@ -40,8 +40,12 @@ OWN_RANGE: Final = 64
 SLICE: Final = 128
 """Moves looked up or applied in one go: requests are served in between."""
 
-assert GRACE_S >= LONGEST_LEASE_S + 3 * limits.STORE_DEADLINE_S, (
-    "who learned a place while it was good has read it, retries and all, or has been cut off, before its object goes"
-)
+
+def grace_after(lease_s: float) -> float:
+    """Give the grace that is safe with a lease time: who learned a place while it was good has read it, or was cut off."""
+    return max(GRACE_S, lease_s + READ_S)
+
+
+assert limits.STORE_DEADLINE_S * 3 < READ_S, "a read asks the store for an index and twice for frames"
 assert REPACK_SHARE < 1.0, "what is repacked leaves less than there was"
 assert DELETE_BATCH <= DEAD_SEGMENTS
