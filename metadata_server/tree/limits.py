@@ -23,7 +23,7 @@ INLINE_RUNS: Final = 32
 """A file with at most so many runs has its map in its inode."""
 MAP_PAGES: Final = 1024
 """Pages of one ReadMap."""
-SEQUENCES: Final = 4096
+SEQUENCES: Final = 1 << 16
 """Segment numbers of one TakeSequences."""
 PAGES_AT_ONCE: Final = 256
 """Map pages that one operation takes out of the accounts; more are doomed and follow in slices."""
