@@ -305,6 +305,11 @@ class Files:
         data.note_change(math.trunc(self._world.now() * 1e9), self._world.monotonic())
         self.counters.writes += 1
 
+    def set_mtime(self, data: FileData, mtime_ns: int) -> None:
+        """Take a modification time that was set while the file is dirty: the next commit says the same, one on its way does not last."""
+        self._changed(data, 0)
+        data.mtime_ns = mtime_ns
+
     async def write(self, data: FileData, offset: int, buffer: Buffer) -> None:
         """Write, waiting for whatever it takes: room in the log, the map, what stands around a partial block, a quota's figures."""
         while not self.try_write(data, offset, buffer):

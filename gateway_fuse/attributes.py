@@ -1,0 +1,197 @@
+"""The handlers of attributes: stat and its changes, targets of symbolic links, extended attributes and ACLs, statfs."""
+
+import errno
+from typing import Final
+
+import pyfuse3
+import trio
+
+from core.units import BLOCK_BYTES
+from gateway_fuse import limits
+from gateway_fuse.nodes import Node
+from gateway_fuse.state import MountState
+from metadata_server.protocol.errors import OperationError
+from metadata_server.protocol.model import NAME_BYTES, Attributes, Lease, NodeFlag
+from metadata_server.protocol.requests import GetXattrs, RemoveXattr, SetAttributes, SetXattr, Space
+
+_READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
+_PERMISSIONS: Final = 0o7777
+_NO_LIMIT_BYTES: Final = 1 << 50
+"""Size of a filesystem whose store does not tell of an end (1 PiB)."""
+_NO_LIMIT_INODES: Final = 1 << 40
+_TRUSTED: Final = b"trusted."
+
+
+class AttributeHandlers:
+    """Attributes of one mount's inodes."""
+
+    def __init__(self, state: MountState) -> None:
+        self._state = state
+        self._nodes = state.nodes
+        self._leases = state.leases
+        self._call = state.client.call
+        self._lease_valid = state.client.lease_valid
+        self._space: pyfuse3.StatvfsData | None = None
+        self._space_at = 0.0
+
+    # stat.
+
+    async def getattr(self, inode: int, _ctx: object) -> pyfuse3.EntryAttributes:
+        """Answer GETATTR."""
+        node = self._nodes.get(inode) or self._nodes.known(inode)
+        if (not node.fresh or not self._lease_valid()) and node.virtual is None:
+            await self._leases.fetch(node)
+        if node.data is not None:
+            node.show_data()
+        return node.entry
+
+    async def setattr(
+        self,
+        inode: int,
+        wanted: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        _handle: int | None,
+        ctx: object,
+    ) -> pyfuse3.EntryAttributes:
+        """Answer SETATTR: truncation with the file's data, everything else at the server."""
+        node = self._own(inode)
+        if fields.update_size:
+            await self._truncate(node, wanted.st_size)
+        mode = wanted.st_mode & _PERMISSIONS if fields.update_mode else None
+        uid = wanted.st_uid if fields.update_uid else None
+        gid = wanted.st_gid if fields.update_gid else None
+        atime_ns = wanted.st_atime_ns if fields.update_atime else None
+        mtime_ns = wanted.st_mtime_ns if fields.update_mtime and not (fields.update_size and node.dirty) else None
+        if any(each is not None for each in (mode, uid, gid, atime_ns, mtime_ns)):
+            await self._call(
+                SetAttributes(inode, mode, uid, gid, atime_ns, mtime_ns),
+                lambda answer: self._install_changed(node, answer, mtime_ns),
+            )
+            self._state.touched.pop(inode, None)
+        return await self.getattr(inode, ctx)
+
+    def _install_changed(self, node: Node, attributes: Attributes, mtime_ns: int | None) -> None:
+        data = node.data
+        if data is not None and data.dirty and mtime_ns is not None:
+            # The commit that is still to come says the same; one that is on its way is corrected by it.
+            self._state.files.set_mtime(data, mtime_ns)
+        self._nodes.update(attributes)
+
+    async def _truncate(self, node: Node, size: int) -> None:
+        if node.is_directory:
+            raise OperationError(errno.EISDIR)
+        if not node.is_file:
+            raise OperationError(errno.EINVAL)
+        await self._leases.begin(node, _WRITE)
+        try:
+            await self._state.files.truncate(self._nodes.data_of(node), size)
+        finally:
+            self._leases.end(node)
+
+    async def readlink(self, inode: int, _ctx: object) -> bytes:
+        """Answer READLINK."""
+        node = self._own(inode)
+        if node.inline is None or not node.fresh or not self._lease_valid():
+            await self._leases.fetch(node)
+        if node.inline is None:
+            raise OperationError(errno.EINVAL, f"inode {inode} is no symbolic link, or the lease on it has just ended")
+        self._state.note_access(node)
+        return node.inline
+
+    async def access(self, _inode: int, _mode: int, _ctx: object) -> bool:
+        """Answer ACCESS: the kernel checks permissions by itself (default_permissions)."""
+        return True
+
+    # Extended attributes.
+
+    async def getxattr(self, inode: int, name: bytes, _ctx: object) -> bytes:
+        """Answer GETXATTR; that a file has none is known without asking, for the kernel asks before every write."""
+        node = self._nodes.get(inode) or self._nodes.known(inode)
+        if node.fresh and self._lease_valid():
+            if not node.has_xattrs:
+                raise pyfuse3.FUSEError(errno.ENODATA)
+            if node.xattrs is not None:
+                return _value(node.xattrs, name)
+        if node.virtual is not None:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return _value(await self._xattrs(node), name)
+
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        """Answer LISTXATTR; names below `trusted.` are shown to root alone."""
+        node = self._nodes.known(inode)
+        if node.virtual is not None:
+            return []
+        await self._leases.know(node)
+        if not node.has_xattrs:
+            return []
+        return [name for name in await self._xattrs(node) if ctx.uid == 0 or not name.startswith(_TRUSTED)]
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: object) -> None:
+        """Answer SETXATTR."""
+        node = self._own(inode)
+        await self._call(SetXattr(inode, name, value), lambda answer: self._install_xattr(node, name, value, answer))
+
+    async def removexattr(self, inode: int, name: bytes, _ctx: object) -> None:
+        """Answer REMOVEXATTR."""
+        node = self._own(inode)
+        await self._call(RemoveXattr(inode, name), lambda answer: self._install_xattr(node, name, None, answer))
+
+    def _install_xattr(self, node: Node, _name: bytes, _value: bytes | None, attributes: Attributes) -> None:
+        # What an ACL becomes at the server (or whether it stays at all) is the server's to say.
+        node.xattrs = None
+        self._nodes.update(attributes)
+
+    async def _xattrs(self, node: Node) -> dict[bytes, bytes]:
+        if node.xattrs is not None and node.fresh and self._lease_valid():
+            return node.xattrs
+
+        def install(answer: dict[bytes, bytes]) -> dict[bytes, bytes]:
+            if node.lease:
+                node.xattrs = answer
+                node.flags |= int(NodeFlag.XATTRS) if answer else 0
+            return answer
+
+        return await self._call(GetXattrs(node.inode), install)
+
+    # statfs.
+
+    async def statfs(self, _ctx: object) -> pyfuse3.StatvfsData:
+        """Answer STATFS, from figures of a moment ago at most."""
+        now_s = self._state.world.monotonic()
+        if self._space is None or now_s - self._space_at > limits.SPACE_AGE_S:
+            report = await self._call(Space())
+            store = await trio.to_thread.run_sync(self._state.pool_space)
+            free_bytes = _NO_LIMIT_BYTES if store.free_bytes is None else store.free_bytes
+            if report.limit_bytes is not None:
+                free_bytes = min(free_bytes, max(0, report.limit_bytes - report.used_bytes))
+            free_inodes = _NO_LIMIT_INODES
+            if report.limit_inodes is not None:
+                free_inodes = max(0, report.limit_inodes - report.used_inodes)
+            self._space = _statvfs(report.used_bytes, free_bytes, report.used_inodes, free_inodes)
+            self._space_at = now_s
+        return self._space
+
+    def _own(self, inode: int) -> Node:
+        """Give a node that may be changed; EPERM for what is the mount's own."""
+        node = self._nodes.known(inode)
+        if node.inode >= limits.VIRTUAL_INODES:
+            raise OperationError(errno.EPERM)
+        return node
+
+
+def _value(xattrs: dict[bytes, bytes], name: bytes) -> bytes:
+    value = xattrs.get(name)
+    if value is None:
+        raise pyfuse3.FUSEError(errno.ENODATA)
+    return value
+
+
+def _statvfs(used_bytes: int, free_bytes: int, used_inodes: int, free_inodes: int) -> pyfuse3.StatvfsData:
+    data = pyfuse3.StatvfsData()
+    data.f_bsize = data.f_frsize = BLOCK_BYTES
+    data.f_blocks = -(-(used_bytes + free_bytes) // BLOCK_BYTES)
+    data.f_bfree = data.f_bavail = free_bytes // BLOCK_BYTES
+    data.f_files = used_inodes + free_inodes
+    data.f_ffree = data.f_favail = free_inodes
+    data.f_namemax = NAME_BYTES
+    return data

@@ -1,0 +1,58 @@
+"""What the kernel is told to forget. Calls that may wait for the kernel's locks run in threads of their own.
+
+`invalidate_inode` of pages waits for reads and writes of them that are in flight; `invalidate_entry` waits for the lock of the directory,
+which the kernel holds for as long as we have not answered a request that looks up or changes a name in it.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Final
+
+import pyfuse3
+import trio
+
+from gateway_fuse import limits
+
+_threads: Final = trio.CapacityLimiter(limits.INVALIDATION_THREADS)
+
+
+def forget_attributes(inode: int) -> None:
+    """Make the kernel ask for attributes and ACLs again. Does not wait for anything."""
+    with contextlib.suppress(OSError):  # it knows nothing of the inode: all the better
+        pyfuse3.invalidate_inode(pyfuse3_inode(inode), attr_only=True)
+
+
+def pyfuse3_inode(inode: int) -> pyfuse3.InodeT:
+    """Give the number in pyfuse3's type."""
+    return pyfuse3.InodeT(inode)
+
+
+async def forget_pages(inode: int) -> None:
+    """Make the kernel drop what it has of a file's data, after it wrote back what was changed through a mapping."""
+    await trio.to_thread.run_sync(_forget_pages, inode, limiter=_threads, abandon_on_cancel=True)
+
+
+async def forget_entries(places: Iterable[tuple[int, bytes]]) -> None:
+    """Make the kernel look names up again."""
+    await trio.to_thread.run_sync(_forget_entries, list(places), limiter=_threads, abandon_on_cancel=True)
+
+
+async def forget_all_attributes(inodes: list[int]) -> None:
+    """Make the kernel ask for the attributes of many inodes again."""
+    await trio.to_thread.run_sync(_forget_all_attributes, inodes, limiter=_threads, abandon_on_cancel=True)
+
+
+def _forget_all_attributes(inodes: list[int]) -> None:
+    for inode in inodes:
+        forget_attributes(inode)
+
+
+def _forget_pages(inode: int) -> None:
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(pyfuse3_inode(inode))
+
+
+def _forget_entries(places: list[tuple[int, bytes]]) -> None:
+    for directory, name in places:
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_entry(pyfuse3_inode(directory), pyfuse3.FileNameT(name))

@@ -1,0 +1,85 @@
+"""Having a lease before touching what it covers: how requests wait for one, and how they hold off a recall while they use it.
+
+1. A request *uses* a file between `begin` and `end`; meanwhile its lease is not given up. It waits for nothing then but what the server
+   answers in spite of a recall (ReadMap, Commit) and the store.
+2. Nobody begins to use a file that is `stalled`: a recall has begun to take it away.
+"""
+
+from dataclasses import dataclass, field
+
+import trio
+
+from gateway_fuse.nodes import Node, NodeCache
+from metadata_server.client.connection import Client
+from metadata_server.protocol.model import Lease
+from metadata_server.protocol.model import Node as NodeValue
+from metadata_server.protocol.requests import Acquire, Space
+
+_READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
+
+
+@dataclass(slots=True)
+class Leases:
+    """Acquires leases on nodes."""
+
+    client: Client
+    nodes: NodeCache
+    _renewed: trio.Event | None = field(default=None)
+    """Set while nothing can be written: the session was lost, and its successor has no log yet."""
+
+    def begin_renewal(self) -> None:
+        """Let nobody begin to write."""
+        if self._renewed is None:
+            self._renewed = trio.Event()
+
+    def end_renewal(self) -> None:
+        """Let writers go on."""
+        if self._renewed is not None:
+            self._renewed.set()
+            self._renewed = None
+
+    async def fetch(self, node: Node, lease: int = _READ) -> None:
+        """Have the server's present state of an inode shown in `node`. ESTALE if it is gone. The lease may have ended again on return."""
+        # A lease that is held is not to be lowered by asking for less.
+        wanted = max(lease, node.lease)
+
+        def install(value: NodeValue) -> None:
+            self.nodes.install(value, wanted)
+
+        await self.client.call(Acquire(node.inode, wanted), install)
+
+    async def confirm(self) -> None:
+        """Wait until the server has answered something, so that leases are known to be valid."""
+        while not self.client.lease_valid():
+            await self.client.call(Space())
+
+    async def know(self, node: Node) -> None:
+        """Return when what stat shows of a node is true."""
+        if node.fresh and self.client.lease_valid():
+            return
+        await self.fetch(node)
+
+    async def have(self, node: Node, lease: int) -> None:
+        """Return at a moment when the lease is held and nothing takes it away."""
+        while True:
+            if node.stalled is not None:
+                await node.stalled.wait()
+            elif lease == _WRITE and self._renewed is not None:
+                await self._renewed.wait()
+            elif node.lease < lease:
+                await self.fetch(node, lease)
+            elif not self.client.lease_valid():
+                await self.confirm()
+            else:
+                return
+
+    async def begin(self, node: Node, lease: int) -> None:
+        """Begin to use a file (1); `end` must follow."""
+        await self.have(node, lease)
+        node.users += 1
+
+    def end(self, node: Node) -> None:
+        """End what `begin` began."""
+        node.users -= 1
+        if not node.users and node.idle is not None:
+            node.idle.set()

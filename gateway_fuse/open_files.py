@@ -1,0 +1,193 @@
+"""The handlers of open files. Reading and writing do not wait where the lease is held and the data is at hand.
+
+An O_APPEND write goes to the end of the file as we know it under WRITE, whatever offset the kernel chose: its idea of the size may be
+behind when another mount appended. The pages it filled at the wrong place are then invalidated.
+"""
+
+import errno
+import os
+import stat
+from typing import Final
+
+import pyfuse3
+
+from core.store.contract import Buffer
+from gateway_fuse import kernel
+from gateway_fuse.naming import Naming
+from gateway_fuse.nodes import Node
+from gateway_fuse.state import Handle, MountState
+from metadata_server.protocol.errors import OperationError
+from metadata_server.protocol.model import Lease
+from metadata_server.protocol.requests import Sync
+
+_READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
+_WRITING: Final = os.O_WRONLY | os.O_RDWR
+
+
+class OpenFiles:
+    """Open files of one mount."""
+
+    def __init__(self, state: MountState, naming: Naming) -> None:
+        self._state = state
+        self._naming = naming
+        self._nodes = state.nodes
+        self._files = state.files
+        self._leases = state.leases
+        self._handles = state.handles
+        self._lease_valid = state.client.lease_valid
+        self._try_read = state.files.try_read
+        self._try_write = state.files.try_write
+
+    # Opening and closing.
+
+    async def open(self, inode: int, flags: int, _ctx: object) -> pyfuse3.FileInfo:
+        """Answer OPEN: nothing of it leaves this process while a lease is held."""
+        node = self._nodes.get(inode) or self._nodes.known(inode)
+        if node.virtual is not None:
+            handle = Handle(node, writable=False, append=False, content=node.virtual())
+            return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._state.add_handle(handle)), direct_io=True)
+        node.opens += 1
+        try:
+            if not node.fresh or node.doomed or not node.lease or not self._lease_valid():
+                await self._leases.fetch(node)
+            if flags & os.O_TRUNC and flags & _WRITING and node.is_file:
+                await self._truncate(node)
+        except BaseException:
+            node.opens -= 1
+            self._nodes.consider(node)
+            raise
+        return self._opened(node, flags)
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Answer CREATE."""
+        try:
+            node = await self._naming.make(parent, name, stat.S_IMODE(mode) | stat.S_IFREG, 0, None, ctx)
+        except OperationError as error:
+            if error.errno == errno.EEXIST and not flags & os.O_EXCL:
+                # Another mount was faster. The kernel looks the name up again, checks permissions, and opens what is there.
+                raise OperationError(errno.ESTALE) from None
+            raise
+        node.opens += 1
+        return self._opened(node, flags), self._naming.entry(self._nodes.known(parent), name, node)
+
+    def _opened(self, node: Node, flags: int) -> pyfuse3.FileInfo:
+        writable = bool(flags & _WRITING)
+        if writable:
+            node.writers += 1
+        handle = Handle(node, writable, append=bool(flags & os.O_APPEND))
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._state.add_handle(handle)), keep_cache=True)
+
+    async def _truncate(self, node: Node) -> None:
+        await self._leases.begin(node, _WRITE)
+        try:
+            await self._files.truncate(self._nodes.data_of(node), 0)
+        finally:
+            self._leases.end(node)
+
+    async def release(self, number: int) -> None:
+        """Answer RELEASE. What is dirty stays with the background writer; close does not wait for the pool."""
+        handle = self._handles.pop(number)
+        if handle.content is not None:
+            if not isinstance(handle.content, bytes):
+                handle.content.close()
+            return
+        node = handle.node
+        node.opens -= 1
+        if handle.writable:
+            node.writers -= 1
+        if not node.opens:
+            if node.is_orphan and node.data is not None and not node.data.in_commit:
+                self._files.forget(node.data)
+            if not node.lookups or node.is_orphan:
+                self._nodes.consider(node)
+
+    # Data.
+
+    async def read(self, number: int, offset: int, size: int) -> Buffer:
+        """Answer READ."""
+        handle = self._handles[number]
+        node = handle.node
+        if handle.content is not None:
+            content = handle.content
+            return content[offset : offset + size] if isinstance(content, bytes) else await content.read(size)
+        data = node.data
+        if data is not None and node.lease and node.stalled is None and self._lease_valid():
+            found = self._try_read(data, offset, size)
+            if found is not None:
+                node.fills += 1
+                self._state.note_access(node)
+                return found
+        await self._leases.begin(node, _READ)
+        try:
+            found = await self._files.read(self._nodes.data_of(node), offset, size)
+            node.fills += 1
+            self._state.note_access(node)
+            return found
+        finally:
+            self._leases.end(node)
+
+    async def write(self, number: int, offset: int, buffer: bytes) -> int:
+        """Answer WRITE."""
+        handle = self._handles[number]
+        node = handle.node
+        data = node.data
+        if (
+            data is not None
+            and node.lease == _WRITE
+            and node.stalled is None
+            and not handle.append
+            and self._lease_valid()
+            and self._try_write(data, offset, buffer)
+        ):
+            node.fills += 1
+            return len(buffer)
+        if not handle.writable:
+            raise OperationError(errno.EBADF, "the file is open for reading")
+        await self._leases.begin(node, _WRITE)
+        try:
+            data = self._nodes.data_of(node)
+            if handle.append:
+                await self._append(node, offset, buffer)
+            else:
+                await self._files.write(data, offset, buffer)
+                node.fills += 1
+        finally:
+            self._leases.end(node)
+        return len(buffer)
+
+    async def _append(self, node: Node, offset: int, buffer: bytes) -> None:
+        data = self._nodes.data_of(node)
+        while True:
+            end = data.size
+            if self._try_write(data, end, buffer):
+                break
+            await self._files.prepare_write(data, end, len(buffer))
+        node.fills += 1
+        if end != offset:
+            self._state.background.start_soon(kernel.forget_pages, node.inode)
+
+    # Durability.
+
+    async def flush(self, _number: int) -> None:
+        """Answer FLUSH: there is nothing to do at close, and the kernel need not ask again."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    async def fsync(self, number: int, _datasync: bool) -> None:
+        """Answer FSYNC: the data is in the pool, and the server knows of it durably."""
+        handle = self._handles[number]
+        node = handle.node
+        if handle.content is not None:
+            return
+        if node.data is not None:
+            await self._files.fsync(node.data)
+        elif node.failed:
+            node.failed = False
+            raise OperationError(errno.EIO, f"writes to inode {node.inode} were lost with the mount's session")
+        else:
+            await self._state.client.call(Sync())
+
+    async def fsyncdir(self, _number: int, _datasync: bool) -> None:
+        """Answer FSYNCDIR: every change of names answered so far survives a power cut."""
+        await self._state.client.call(Sync())

@@ -1,0 +1,200 @@
+"""Giving leases back when the server asks for it, without waiting in a circle.
+
+The circles there could be: the kernel's invalidation of a file's pages waits for READ and WRITE requests of ours in flight on them; its
+invalidation of a name waits for the lock of the directory, which is held for a LOOKUP, CREATE or READDIR of ours in flight, which may
+wait for the server, which waits for our acknowledgement. Hence:
+
+1. Pages are invalidated while the file's requests go on being served under the lease that we still hold; only then are new users stalled.
+   Those in flight wait for nothing but ReadMap, Commit and the store (leases.py), so they end.
+2. Reads that went on meanwhile may have filled pages anew: then it is done again, at most INVALIDATION_ROUNDS times; the last round runs
+   beside the acknowledgement, for the requests it may wait for are stalled until then.
+3. For names, the acknowledgement waits for the invalidation only while no request of ours waits for the server under the lock of that
+   very directory. If one does, or comes meanwhile, the invalidation ends by itself as soon as that has its answer.
+4. What we answer from is dropped before the kernel is told to forget, and the acknowledgement leaves after both: an answer that the
+   kernel got later is of the new state, or carries no time to live.
+5. Recalls of one inode are worked off one after the other, of different inodes side by side.
+6. Dirty data is flushed, published and committed before a lease goes below WRITE; if the store does not let us, we go on trying until
+   the server ends the session.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import trio
+
+from core.errors import BlockyardError
+from gateway_fuse import kernel, limits
+from gateway_fuse.files import Files
+from gateway_fuse.nodes import Node, NodeCache
+from metadata_server.client.errors import SessionLostError
+from metadata_server.protocol.errors import OperationError
+from metadata_server.protocol.model import Lease
+
+log = logging.getLogger(__name__)
+_RETRY_S = 0.25
+_NONE, _READ, _WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
+
+
+@dataclass(slots=True)
+class RecallCounters:
+    """Plain integers for statistics."""
+
+    names: int = 0
+    attributes: int = 0
+    data: int = 0
+    rounds: int = 0
+
+
+@dataclass(slots=True)
+class Recalls:
+    """Answers recalls. `background` holds invalidations that are not waited for."""
+
+    nodes: NodeCache
+    files: Files
+    background: trio.Nursery
+    counters: RecallCounters = field(default_factory=RecallCounters)
+    _locks: dict[int, trio.Lock] = field(default_factory=dict)
+
+    async def recall(self, inode: int, name: bytes | None, keep: int) -> int:
+        """Do what one recall asks for; give the lease that is kept."""
+        node = self.nodes.get(inode)
+        if node is None:
+            return _NONE
+        if name is not None:
+            await self._forget_name(node, name)
+            return node.lease
+        lock = self._locks.setdefault(inode, trio.Lock())
+        try:
+            async with lock:
+                return await self._lower(node, keep)
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._locks.pop(inode, None)
+
+    async def _lower(self, node: Node, keep: int) -> int:
+        if keep >= max(node.lease, _READ) and (keep == _WRITE or node.is_directory):
+            self.counters.attributes += 1
+            node.stale()
+            kernel.forget_attributes(node.inode)
+            return node.lease
+        if node.is_file and (node.data is not None or node.opens or node.fills):
+            self.counters.data += 1
+            await self._lower_file(node, keep)
+        elif keep == _NONE:
+            await self._drop_quietly(node)
+        else:
+            node.lease = min(node.lease, keep)
+        return node.lease
+
+    # Names.
+
+    async def _forget_name(self, node: Node, name: bytes) -> None:
+        self.counters.names += 1
+        directory = node.directory
+        if directory is None:
+            return
+        directory.forget_name(name)
+        node.stale()
+        kernel.forget_attributes(node.inode)
+        done = trio.Event()
+
+        async def invalidate() -> None:
+            try:
+                await kernel.forget_entries([(node.inode, name)])
+            finally:
+                done.set()
+
+        self.background.start_soon(invalidate)
+        directory.tell_when_changing(done)
+        await done.wait()
+        directory.stop_telling(done)
+
+    async def _drop_quietly(self, node: Node) -> None:
+        """Drop what is no open file: there is nothing to flush, and nobody to stall."""
+        places = [] if node.directory is None else self._places_below(node)
+        node.drop()
+        kernel.forget_attributes(node.inode)
+        if not places:
+            return
+        directory, done = node.directory, trio.Event()
+        assert directory is not None, "only directories have places below"
+
+        async def invalidate() -> None:
+            try:
+                await kernel.forget_entries(places)
+            finally:
+                done.set()
+
+        self.background.start_soon(invalidate)
+        directory.tell_when_changing(done)
+        await done.wait()
+        directory.stop_telling(done)
+
+    def _places_below(self, node: Node) -> list[tuple[int, bytes]]:
+        """Find the names in a directory that the kernel may know."""
+        assert node.directory is not None, "it is a directory"
+        names = set(node.directory.names)
+        names.update(each.place[1] for each in self.nodes.nodes.values() if each.place and each.place[0] == node.inode)
+        return [(node.inode, name) for name in names]
+
+    # Files.
+
+    async def _lower_file(self, node: Node, keep: int) -> None:
+        if keep >= _READ:
+            if node.lease == _WRITE:
+                await self._stall(node)
+                try:
+                    await self._flush(node)
+                    node.lease = min(node.lease, keep)
+                finally:
+                    self._resume(node)
+            return
+        for last in (*[False] * (limits.INVALIDATION_ROUNDS - 1), True):
+            self.counters.rounds += 1
+            if node.fills:
+                node.fills = 0
+                await kernel.forget_pages(node.inode)
+            await self._stall(node)
+            if last or not node.fills:
+                break
+            self._resume(node)
+        try:
+            await self._flush(node)
+            if node.dirty:
+                return  # the session is lost, and all leases with it
+            refilled, node.fills = node.fills, 0
+            node.drop()
+            kernel.forget_attributes(node.inode)
+            if refilled:
+                self.background.start_soon(kernel.forget_pages, node.inode)
+        finally:
+            self._resume(node)
+
+    async def _stall(self, node: Node) -> None:
+        """Let nobody begin to use a file, and return when nobody does."""
+        node.stalled = trio.Event()
+        if node.users:
+            node.idle = trio.Event()
+            await node.idle.wait()
+            node.idle = None
+
+    def _resume(self, node: Node) -> None:
+        """Let those that were stalled go on; they acquire anew what they need."""
+        if node.stalled is not None:
+            node.stalled.set()
+            node.stalled = None
+        self.nodes.consider(node)
+
+    async def _flush(self, node: Node) -> None:
+        """Have everything of a file at the server and its blocks where others can read them."""
+        data = node.data
+        while data is not None and node.lease == _WRITE:
+            try:
+                await self.files.flush([data], publish=True)
+                if not data.dirty:
+                    return
+            except SessionLostError:
+                return
+            except (OperationError, BlockyardError) as error:
+                log.warning("cannot give inode %d back yet: %s", node.inode, error)
+                await trio.sleep(_RETRY_S)
