@@ -66,7 +66,7 @@ blockyard.add_command(image)
 def run(arguments: Sequence[str]) -> int:
     """Run one command and give its exit status. What went wrong stands in one sentence on standard error."""
     try:
-        blockyard.main(list(arguments), prog_name="blockyard", standalone_mode=False)
+        status = blockyard.main(list(arguments), prog_name="blockyard", standalone_mode=False)
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
@@ -86,7 +86,8 @@ def run(arguments: Sequence[str]) -> int:
         text = str(error) if foreseen else f"unforeseen {type(error).__name__}; {TRACEBACK}=1 shows where"
         click.echo(f"blockyard: {' '.join(text.split())}", err=True)
         return exit_status_of(error)
-    return 0
+    # Outside its standalone mode, click gives the status of `Exit` instead of raising it.
+    return status if isinstance(status, int) else 0
 
 
 def main() -> NoReturn:
