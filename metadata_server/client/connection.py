@@ -63,14 +63,19 @@ async def open_client(
     """
     client = Client(address, filesystem_id, client_name, observer, ssl_context, world)
     await client.begin()
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         client.start(nursery)
         try:
             yield client
+        except Exception as error:  # noqa: BLE001  # raised below as it is, and not in a group of the nursery's
+            failure = error
         finally:
             with trio.CancelScope(shield=True):
                 await client.end()
             nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 class Client:

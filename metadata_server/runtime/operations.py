@@ -359,18 +359,21 @@ class Operations:
                 raise OperationError(errno.ESTALE, f"the session may not write inode {update.inode} any more")
         result = self._tree.apply(operation.session, request)
         if self.waiting:
-            for update in request.updates:
-                self._tell_again(operation.session, update.inode)
+            self._tell_again(operation.session, request)
         return result
 
-    def _tell_again(self, session: int, inode: int) -> None:
-        """Let an operation that is about to change attributes tell this holder once more: it is being given those of before."""
-        first = self.waiting.first(inode)
-        if first is not None and first.session != session and first.request is not None and first.unanswered:
-            want = Want(session, inode, None, Lease.WRITE)
-            operation = Operation(session, None, None, 0, 0, None)
-            operation.wants = (want,)
-            self.waiting.enter(operation, (inode,))
+    def _tell_again(self, number: int, request: requests.Commit) -> None:
+        """Where attributes are about to change, of which this session was told: tell it once more afterwards, it is given those of before."""
+        session = self._sessions.get(number)
+        if session is None:
+            return
+        inodes = {update.inode for update in request.updates}
+        for outstanding in session.recalls.values():
+            want = outstanding.want
+            if want.keep is Lease.WRITE and want.inode in inodes and outstanding.operation.request is not None:
+                operation = Operation(number, None, None, 0, 0, None)
+                operation.wants = (want,)
+                self.waiting.enter(operation, (want.inode,))
 
     def _read_map(self, operation: Operation, request: requests.ReadMap) -> tuple[Any, Any]:
         if not self.leases.held_by(operation.session, request.inode):

@@ -1,7 +1,7 @@
 """A metadata server, put together: the tree, the service, the loop, and what goes on beside it.
 
 All of it runs in one trio task tree on one thread; only syncs and checkpoints of the database have threads of their own. Code of the same
-process that changes the tree (`background`) does so between two awaits, and calls `commit` before the next.
+process that changes the tree (`background`) does so between two awaits: `Server.commit`, its changes, `Tree.commit` (or `rollback`).
 """
 
 import logging
@@ -55,8 +55,7 @@ class Server:
         self._pump.finish()
 
     def commit(self) -> None:
-        """Commit what was changed in the tree since the last await. It raises nothing: what cannot be committed is rolled back, and
-        `committed` says so."""
+        """Commit what requests have changed, and send what it led to. What other code is to commit with `tree.commit` comes after it."""
         self._service.operations.round.is_dirty = True
         self._pump.finish()
 
