@@ -61,7 +61,7 @@ FS_11: Final[tuple[Case, ...]] = (
 )
 
 SYNCED: Final = Case(
-    "fsync4k-durable", "IOPS", arguments={"syncs": SYNCS}, phase="fsync4k", takes_round=True, changes=True
+    "fsync4k-durable", "IOPS", ("seq-write",), {"syncs": SYNCS}, phase="fsync4k", takes_round=True, changes=True
 )
 """fsync4k against a passthrough that does pass fsync on; the plain one, as the example it is measured like, does not."""
 

@@ -316,7 +316,7 @@ def main() -> None:
         order = json.loads(line)
         try:
             answer = phases[order.pop("phase")](**order).answer()
-        except (OSError, AssertionError, subprocess.CalledProcessError) as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the other side is to know
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 

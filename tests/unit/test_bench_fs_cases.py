@@ -32,6 +32,7 @@ def test_what_a_case_works_on_is_made_first_and_only_that():
     assert names(with_needs(choose("unlink"), FS_11)) == ["create", "unlink"]
     assert names(with_needs(choose("fsync4k,rename"), FS_11)) == ["create", "rename", "seq-write", "fsync4k"]
     assert names(with_needs(choose("rm-r"), FS_11 + ON_TREE)) == ["untar", "rm-r"]
+    assert names(with_needs([SYNCED], (*FS_11, SYNCED))) == ["seq-write", "fsync4k-durable"]
 
 
 def test_a_case_is_ordered_with_its_arguments_and_its_round_where_places_are_random():
