@@ -15,6 +15,7 @@ wait for the server, which waits for our acknowledgement. Hence:
 5. Recalls of one inode are worked off one after the other, of different inodes side by side.
 6. Dirty data is flushed, published and committed before a lease goes below WRITE; if the store does not let us, we go on trying until
    the server ends the session.
+7. What is open here when its last lease goes is acknowledged as OPEN, and released when it is closed: another mount may unlink it.
 """
 
 import logging
@@ -32,7 +33,7 @@ from metadata_server.protocol.model import Lease
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.25
-_NONE, _READ, _WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
+_NONE, _READ, _WRITE, _OPEN = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE), int(Lease.OPEN)
 
 
 @dataclass(slots=True)
@@ -66,12 +67,24 @@ class Recalls:
         lock = self._locks.setdefault(inode, trio.Lock())
         try:
             async with lock:
-                return await self._lower(node, keep)
+                return self._kept(node, await self._lower(node, keep))
         finally:
             if not lock.statistics().tasks_waiting:
                 self._locks.pop(inode, None)
 
+    def _kept(self, node: Node, lease: int) -> int:
+        """Say what is kept; an inode that is open here is to live on even without a name and a lease (7)."""
+        if lease:
+            return lease
+        if node.opens:
+            node.pinned = True
+            return _OPEN
+        self.nodes.unpin(node)
+        return _NONE
+
     async def _lower(self, node: Node, keep: int) -> int:
+        if keep == _WRITE and not node.opens and not node.dirty and not (node.directory and node.directory.names):
+            keep = _NONE  # its last name may have gone: an orphan must not live on because somebody looked at it once
         if keep >= max(node.lease, _READ) and (keep == _WRITE or node.is_directory):
             self.counters.attributes += 1
             node.stale()
