@@ -41,6 +41,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _GOODBYE_S: Final = 2.0
+_SELECTABLE: Final = 1024
+"""select, the only call that waits for less than a millisecond, takes descriptors below this."""
 _NEVER_WAITING: Final = frozenset(
     request.opcode
     for request in (requests.ReadMap, requests.Commit, requests.Release, requests.TakeSequences, requests.Sync)
@@ -198,7 +200,7 @@ class Client:
     def _wait_inline(self, pending: Pending) -> None:
         """Wait a moment for an answer without a task switch, which costs a third of a round trip; nobody else's is expected."""
         wire = self._wire
-        if wire is None:
+        if wire is None or wire.fileno() >= _SELECTABLE:
             return
         descriptor = (wire.fileno(),)
         while not pending.is_done and self._wire is wire:

@@ -3,7 +3,8 @@
 Invariants:
 1. Where one session holds WRITE on an inode, no other holds anything on it.
 2. A lease is raised only by `grant`, and only after `in_the_way` gave nothing for it (or what it gave was given back).
-3. `held` of a session is exactly the inodes on which it holds READ or WRITE, the longest held first.
+3. `_open` are inodes that a session has open though it gave its lease on them back: they stand in nobody's way, and count as held.
+4. `held` of a session is exactly the inodes on which it holds READ or WRITE, the longest held first.
 
 An inode with one holder, which is nearly every one, costs two dictionary entries and no object of its own.
 """
@@ -37,6 +38,7 @@ class LeaseTable:
         self._holders: dict[int, int | dict[int, int]] = {}
         self._held: dict[int, dict[int, None]] = {}
         self._codes: dict[int, tuple[int, int, int]] = {}
+        self._open: dict[int, set[int]] = {}
 
     def held_by(self, session: int, inode: int) -> Lease:
         """Give what a session holds on an inode."""
@@ -55,8 +57,22 @@ class LeaseTable:
         return [holders >> _SHIFT] if isinstance(holders, int) else list(holders)
 
     def is_held(self, inode: int) -> bool:
-        """Tell whether anybody holds anything on an inode."""
-        return inode in self._holders
+        """Tell whether anybody holds anything on an inode, or has it open."""
+        return inode in self._holders or inode in self._open
+
+    def keep_open(self, session: int, inode: int) -> None:
+        """Note that a session has an inode open, whatever lease it holds."""
+        self._open.setdefault(inode, set()).add(session)
+
+    def close(self, session: int, inode: int) -> bool:
+        """Undo `keep_open`; tell whether that left the inode without a holder."""
+        sessions = self._open.get(inode)
+        if sessions is None or session not in sessions:
+            return False
+        sessions.discard(session)
+        if not sessions:
+            del self._open[inode]
+        return not self.is_held(inode)
 
     def count(self, session: int) -> int:
         """Give the number of inodes a session holds a lease on."""
@@ -133,7 +149,7 @@ class LeaseTable:
                 return False
             del self._holders[inode]
             del self._held[session][inode]
-            return True
+            return inode not in self._open
         if keep >= holders.get(session, 0):
             return False
         if keep:
@@ -151,7 +167,7 @@ class LeaseTable:
         free = [inode for inode in list(self._held.get(session, ())) if self.lower(session, inode, Lease.NONE)]
         self._held.pop(session, None)
         self._codes.pop(session, None)
-        return free
+        return free + [inode for inode in list(self._open) if self.close(session, inode)]
 
 
 def _want(session: int, inode: int, name: bytes | None, access: Access) -> Want:

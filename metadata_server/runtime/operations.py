@@ -141,6 +141,9 @@ class Operations:
         """Grant what a session held before a restart; give what another one has in the way."""
         refused: list[tuple[int, int]] = []
         for inode, lease in grants:
+            if lease == Lease.OPEN:
+                self.leases.keep_open(session, inode)
+                continue
             access = Access.WRITE if lease == Lease.WRITE else Access.READ
             if self.leases.in_the_way(session, (Touch(inode, None, access),)):
                 refused.append((inode, lease))
@@ -184,6 +187,9 @@ class Operations:
         if outstanding is None:
             return
         want, operation = outstanding.want, outstanding.operation
+        if kept is Lease.OPEN:
+            self.leases.keep_open(session.number, want.inode)
+            kept = Lease.NONE
         if self.leases.lower(session.number, want.inode, min(kept, want.keep)):
             self._unheld(want.inode)
         self._told(operation, want)
@@ -406,6 +412,8 @@ class Operations:
             self._unheld(inode)
 
     def _drop(self, operation: Operation, inode: int) -> None:
+        if self.leases.close(operation.session, inode):
+            self._unheld(inode)
         lease = self.leases.held_by(operation.session, inode)
         if lease:
             if operation.dropped is None:
