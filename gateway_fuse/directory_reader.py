@@ -64,6 +64,7 @@ class DirectoryReader:
         """Answer RELEASEDIR."""
         node = self._readers.pop(number).node
         node.opens -= 1
+        self._nodes.unpin(node)
         if not node.lookups or node.is_orphan:
             self._nodes.consider(node)
 

@@ -86,7 +86,7 @@ class Files:
         self._want_durable = False
         self._want_publish = False
         self._committing = trio.Lock()
-        self._usual_flush_s = 1.0
+        self._usual_flush_s = 0.0
 
     @property
     def log(self) -> FileLog:

@@ -149,7 +149,9 @@ class MountProgram:
         given = self._order.options
         context = client_context(given.tls_dir) if given.tls_dir is not None else None
         for attempt in range(_ATTEMPTS):
-            address: str = given.server or await trio.to_thread.run_sync(self._private_server)
+            address = given.server
+            if address is None:
+                address = await trio.to_thread.run_sync(self._private_server)
             opening = open_client(
                 address,
                 filesystem_id=self._filesystem.info.volume_id,

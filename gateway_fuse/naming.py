@@ -16,7 +16,7 @@ from gateway_fuse.directories import ABSENT
 from gateway_fuse.nodes import Node
 from gateway_fuse.state import MountState
 from metadata_server.protocol.errors import OperationError
-from metadata_server.protocol.model import ROOT, Lease
+from metadata_server.protocol.model import NAME_BYTES, ROOT, Lease
 from metadata_server.protocol.model import Node as NodeValue
 from metadata_server.protocol.requests import (
     Link,
@@ -57,6 +57,13 @@ def passing(node: Node) -> pyfuse3.EntryAttributes:
     return entry
 
 
+def _possible(name: bytes) -> bytes:
+    """Give a name back that some file may have; the kernel leaves it to us to refuse the others."""
+    if len(name) > NAME_BYTES:
+        raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+    return name
+
+
 class Naming:
     """Names of one mount."""
 
@@ -82,12 +89,12 @@ class Naming:
                 if node is not None and node.fresh:
                     return self.entry(directory, name, node)
             elif inode is not None:
-                if names.note_absent(name):
+                if names.note_absent(_possible(name)):
                     return NEGATIVE
                 raise pyfuse3.FUSEError(errno.ENOENT)
         if directory.virtual is not None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return await self._ask(directory, name)
+        return await self._ask(directory, _possible(name))
 
     async def _ask(self, directory: Node, name: bytes) -> pyfuse3.EntryAttributes:
         names = directory.directory
@@ -199,6 +206,7 @@ class Naming:
         node.place = (directory.inode, name)
         if node.directory is not None:
             node.directory.begin_empty()
+        node.private = True
         assert directory.directory is not None, "it is a directory"
         directory.directory.put(name, node.inode)
         return node
@@ -315,8 +323,8 @@ class Naming:
                 node.drop()
 
     def _discard(self, node: Node) -> None:
-        """Let go of the dirty data of a file that nobody can read any more."""
-        if node.data is not None and not node.opens and not node.data.in_commit:
+        """Let go of the dirty data of a file that nobody can read any more: it was nobody else's ever."""
+        if node.private and node.data is not None and not node.opens and not node.data.in_commit:
             self._state.files.forget(node.data)
 
     # Renaming.

@@ -73,7 +73,9 @@ class Node:
         "lease",
         "lookups",
         "opens",
+        "pinned",
         "place",
+        "private",
         "room",
         "stalled",
         "users",
@@ -100,6 +102,10 @@ class Node:
         self.opens = 0
         self.writers = 0
         self.lookups = 0
+        self.pinned = False
+        """The server keeps the inode for us though we hold no lease: it was told so when the lease was taken from an open file."""
+        self.private = False
+        """Made here and never given back: nobody else has ever seen its data, let alone opened it."""
         self.doomed = 0
         """Removals on their way that say nobody here has it open."""
         self.data: FileData | None = None
@@ -175,6 +181,7 @@ class Node:
     def drop(self) -> None:
         """Note that the lease has ended: nothing here may be answered any more. Nothing of the data is dirty."""
         self.stale()
+        self.private = False
         self.lease = _NONE
         self.inline = None
         if self.data is not None:
@@ -196,6 +203,7 @@ class NodeCache:
         self._unused: OrderedDict[int, None] = OrderedDict()
         self._wanted: dict[int, None] = {}
         self._releasing: set[int] = set()
+        self._dirty: dict[int, Node] = {}
 
     # Filling: called in `install`, in the order of the server's answers.
 
@@ -289,14 +297,24 @@ class NodeCache:
     def release(self, node: Node) -> None:
         """Give the lease of a node up (2); the server is told with the next batch."""
         if node.dirty:
-            return  # the flusher comes first; trimming comes again
+            self._dirty[node.inode] = node  # somebody else may have it open, so what was written is not to be lost
+            self._wake()
+            return
         self._unused.pop(node.inode, None)
-        if node.lease:
+        if node.lease or node.pinned:
+            node.pinned = False
             self._wanted[node.inode] = None
             self._wake()
         node.drop()
         if not node.lookups and not node.opens:
             self.nodes.pop(node.inode, None)
+
+    def unpin(self, node: Node) -> None:
+        """Have the server told that an inode on which we hold no lease is not open here any more."""
+        if node.pinned and not node.opens and not node.lease:
+            node.pinned = False
+            self._wanted[node.inode] = None
+            self._wake()
 
     def trim(self) -> None:
         """Release the nodes that have been without use longest."""
@@ -334,7 +352,13 @@ class NodeCache:
     def claims(self) -> list[tuple[int, Lease]]:
         """Give every lease that is held, for a server that was started again. Those on their way back are not claimed."""
         nodes = self.nodes.values()
-        return [(each.inode, Lease(each.lease)) for each in nodes if each.lease and each.virtual is None]
+        leases = [(each.inode, Lease(each.lease)) for each in nodes if each.lease and each.virtual is None]
+        return leases + [(each.inode, Lease.OPEN) for each in nodes if each.pinned]
+
+    def take_dirty(self) -> list[Node]:
+        """Hand out nodes that are to be released once they are committed; `consider` them then."""
+        dirty, self._dirty = list(self._dirty.values()), {}
+        return dirty
 
     @property
     def waiting_releases(self) -> int:
@@ -345,11 +369,13 @@ class NodeCache:
         """Drop every lease: the session is lost. Give the nodes the kernel may know something of."""
         self._wanted.clear()
         self._releasing.clear()
+        self._dirty.clear()
         known = []
         for node in list(self.nodes.values()):
             if node.inode >= limits.VIRTUAL_INODES:
                 continue
             node.drop()
+            node.pinned = False
             if node.lookups or node.opens:
                 known.append(node)
             else:

@@ -98,7 +98,8 @@ class OpenFiles:
         if handle.writable:
             node.writers -= 1
         if not node.opens:
-            if node.is_orphan and node.data is not None and not node.data.in_commit:
+            self._nodes.unpin(node)
+            if node.is_orphan and node.private and node.data is not None and not node.data.in_commit:
                 self._files.forget(node.data)
             if not node.lookups or node.is_orphan:
                 self._nodes.consider(node)

@@ -64,6 +64,7 @@ class Recalls:
         if name is not None:
             await self._forget_name(node, name)
             return node.lease
+        node.private = False
         lock = self._locks.setdefault(inode, trio.Lock())
         try:
             async with lock:

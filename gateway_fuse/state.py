@@ -97,6 +97,7 @@ class MountState:
             await self.release_wanted.wait()
             await trio.sleep(limits.RELEASE_DELAY_S)
             self.release_wanted = trio.Event()
+            await self._commit_released()
             while batch := self.nodes.take_releases():
                 try:
                     await self.client.call(Release(batch))
@@ -104,6 +105,16 @@ class MountState:
                     log.debug("cannot give leases up: %s", error)  # they end with the session at the latest
                 finally:
                     self.nodes.released(batch)
+
+    async def _commit_released(self) -> None:
+        nodes = self.nodes.take_dirty()
+        try:
+            await self.files.flush([node.data for node in nodes if node.data is not None and node.data.dirty])
+        except BlockyardError as error:
+            log.debug("cannot commit what is to be given up: %s", error)
+            await trio.sleep(limits.TOUCH_DELAY_S)
+        for node in nodes:
+            self.nodes.consider(node)
 
     async def tell_access_times(self) -> None:
         """Tell the server of access times now and then; for ever."""

@@ -152,7 +152,7 @@ def read_acknowledgement(message: tuple[object, ...]) -> tuple[int, Lease]:
     """Give the recall's number and the lease that was kept."""
     if len(message) == 3:
         _, recall, kept = message
-        if type(recall) is int and type(kept) is int and 0 <= kept <= 2:
+        if type(recall) is int and type(kept) is int and 0 <= kept <= 3:
             return recall, Lease(kept)
     raise MalformedError("the answer to a recall is its number and the lease that was kept")
 
@@ -174,9 +174,9 @@ def read_claim(message: tuple[object, ...]) -> list[tuple[int, Lease]]:
 def _claim(pair: object) -> tuple[int, Lease]:
     if type(pair) is tuple and len(pair) == 2:
         inode, lease = pair
-        if type(inode) is int and 0 < inode <= INT_MAX and type(lease) is int and 1 <= lease <= 2:
+        if type(inode) is int and 0 < inode <= INT_MAX and type(lease) is int and 1 <= lease <= 3:
             return inode, Lease(lease)
-    raise MalformedError("a claim is an inode and READ (1) or WRITE (2)")
+    raise MalformedError("a claim is an inode and READ (1), WRITE (2) or OPEN (3)")
 
 
 def read_relocated(message: tuple[object, ...]) -> tuple[int, ...]:

@@ -65,6 +65,9 @@ class Lease(IntEnum):
     """Attributes, xattrs, map and data may be cached; of a directory also its names, present and absent."""
     WRITE = 2
     """Files only, one session only: data, size and mtime may be buffered."""
+    OPEN = 3
+    """Outside the order, and only in acknowledgements of recalls and in claims: nothing may be cached, but it is open here, so it lives
+    on without a name until the session gives it back with Release."""
 
 
 class Update(NamedTuple):
