@@ -102,7 +102,7 @@ def exists(server: MetadataServer, name: bytes) -> bool:
         pytest.param(frame([1, 0, 1 << 64 - 1, 1, [1, b"x"]]), "a request is", id="a number too large"),
         pytest.param(request_frame(0, 2, Space.opcode, ()), "1 comes next", id="a number skipped"),
         pytest.param(frame([2, 1]), "recall", id="half an acknowledgement"),
-        pytest.param(frame([4, [[1, 3]]]), "claim", id="a claim of an unknown lease"),
+        pytest.param(frame([4, [[1, 4]]]), "claim", id="a claim of an unknown lease"),
         pytest.param(frame([3, -1]), "heartbeat", id="a bad heartbeat"),
         pytest.param(hello_frame(Hello(1, FILESYSTEM, "raw", 0, b"")), "kind 0", id="a second hello"),
     ],
