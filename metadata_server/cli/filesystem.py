@@ -23,6 +23,7 @@ from core.filesystem.filesystems import (
 from core.filesystem.removal import remove_filesystem
 from core.filesystem.serving import MetadataPlace, MetadataRecords, living_server
 from core.volume.removal import finish_removals
+from metadata_server.cli.care import check
 from metadata_server.client.places import server_places
 
 _FS = "POOL/FS"
@@ -36,6 +37,9 @@ def fs_verb() -> None:
     A filesystem is POOL/FS, named as an image is. `blockyard mount` mounts it; its names and inodes live at a metadata server
     (`blockyard metadata-server`), which a mount of a pool on this machine starts by itself.
     """
+
+
+fs_verb.add_command(check)
 
 
 @fs_verb.command()
