@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 STORES ?= file,rados,s3
 FS_STORES ?= file,rados
 PYTEST_OPTIONS ?=
+WORKERS ?= 2
 
 .PHONY: demo test check format bench-nbd bench-fs bench clean
 
@@ -13,7 +14,7 @@ demo: .make/demo-packages .make/blockyard
 	examples/tour.sh
 
 test: .make/demo-packages .make/test-packages .make/dev
-	$(PYTHON) -m pytest $(PYTEST_OPTIONS)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
 check: .make/dev
 	ruff format --check .
