@@ -7,7 +7,8 @@ Owns the caches and what is changed in them; used by the one thread that uses th
 2. Before the engine reads more than one row (listings, iterations), changed rows of that table are in the transaction.
 3. After `rollback` the caches hold nothing: every row is as the last commit left it.
 4. A row has one object at a time, from one `trim` to the next; so rows are not kept from one operation to another.
-5. Memory is bounded: at least half of each limit is kept, what was not used in the last two halves goes.
+5. All names of a directory in `_complete` are in `_entries`: what is not there, is not. New directories begin so; it is half a create.
+6. Memory is bounded: at least half of each limit is kept, what was not used in the last two halves goes.
 """
 
 from bisect import bisect_right
@@ -29,12 +30,8 @@ _NUMBER_END = 1 << 63
 class WorkingSet:
     """Rows in memory, above an engine."""
 
-    def __init__(
-        self, engine: Engine, *, inodes: int = limits.CACHED_INODES, entries: int = limits.CACHED_ENTRIES
-    ) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._most_inodes = inodes // 2
-        self._most_entries = entries // 2
         key = engine.name_key
 
         @lru_cache(maxsize=limits.CACHED_COOKIES)
@@ -53,6 +50,7 @@ class WorkingSet:
         self._entries: dict[tuple[int, bytes], int] = {}
         self._old_entries: dict[tuple[int, bytes], int] = {}
         self._changed_entries: dict[tuple[int, bytes], int] = {}
+        self._complete: set[int] = set()
         self._segments: dict[int, Segment] = {}
         self._changed_segments: dict[int, Segment] = {}
         self._changed_usage: set[int] = set()
@@ -130,12 +128,13 @@ class WorkingSet:
 
     def trim(self) -> None:
         """Keep to the bounds. Between operations only (4)."""
-        if len(self._inodes) > self._most_inodes:
+        if len(self._inodes) > limits.CACHED_INODES // 2:
             self._old_inodes = self._inodes
             self._inodes = {number: row for number, row in self._changed_inodes.items() if row is not None}
-        if len(self._entries) > self._most_entries:
+        if len(self._entries) > limits.CACHED_ENTRIES // 2:
             self._old_entries = self._entries
             self._entries = dict(self._changed_entries)
+            self._complete.clear()
         if len(self._segments) > limits.CACHED_SEGMENTS:
             self._segments = dict(self._changed_segments)
         if len(self._changed_inodes) > limits.DIRTY_ROWS or len(self._changed_entries) > limits.DIRTY_ROWS:
@@ -185,6 +184,11 @@ class WorkingSet:
         self._old_inodes.pop(number, None)
         self._changed_inodes[number] = None
 
+    def add_directory(self, row: Inode) -> None:
+        """Put a new directory in; nothing is in it."""
+        self.add(row)
+        self._complete.add(row.number)
+
     # Names.
 
     def child(self, directory: int, name: bytes) -> int:
@@ -192,6 +196,8 @@ class WorkingSet:
         key = (directory, name)
         child = self._entries.get(key)
         if child is None:
+            if directory in self._complete:
+                return 0
             child = self._old_entries.get(key)
             if child is None:
                 child = self.engine.child(directory, self.cookie_of(name), name) or 0

@@ -142,7 +142,10 @@ def make(state: State, request: Make) -> Answer:
     )
     if directory.flags & DEFAULT_ACL and target is None:
         acl.inherit(state, directory, row)
-    rows.add(row)
+    if is_directory:
+        rows.add_directory(row)
+    else:
+        rows.add(row)
     rows.charge(domain, 0, 1)
     rows.set_child(directory.number, request.name, row.number)
     name_changed(state, directory, now, entries=1, subdirectories=1 if is_directory else 0)
@@ -166,8 +169,7 @@ def name_changed(state: State, directory: Inode, now: int, *, entries: int, subd
 
 def touch_link(state: State, request: Link) -> list[Touch]:
     """Name what Link conflicts with."""
-    state.need(request.inode)
-    free_name(state, request.directory, request.name)
+    _linkable(state, request)
     return [
         Touch(request.directory, request.name, Access.NAME),
         Touch(request.inode, None, Access.READ),
@@ -175,8 +177,8 @@ def touch_link(state: State, request: Link) -> list[Touch]:
     ]
 
 
-def link(state: State, request: Link) -> Answer:
-    """Apply Link."""
+def _linkable(state: State, request: Link) -> tuple[Inode, Inode]:
+    """Give the inode and the directory of a Link that is allowed."""
     row = state.need(request.inode)
     if stat.S_ISDIR(row.mode):
         raise OperationError(errno.EPERM, "a directory has one name")
@@ -186,6 +188,12 @@ def link(state: State, request: Link) -> Answer:
     check_links(row)
     if contents_domain(directory) != row.domain:
         raise OperationError(errno.EXDEV)
+    return row, directory
+
+
+def link(state: State, request: Link) -> Answer:
+    """Apply Link."""
+    row, directory = _linkable(state, request)
     now = state.now_ns()
     row.nlink += 1
     row.ctime_ns = now
