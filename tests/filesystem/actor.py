@@ -19,12 +19,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.filesystem import acls
 from tests.filesystem import operations as ops
 from tests.filesystem.operations import NOW, OMIT, Operation, Outcome, User
 
 HERE = Path(__file__).resolve()
 PATIENCE_S = 60
 AT_FDCWD = -100
+FUSE_MAGIC = 0x65735546
 AT_SYMLINK_NOFOLLOW = 0x100
 SPECIAL_NS = {NOW: (1 << 30) - 1, OMIT: (1 << 30) - 2}
 KINDS = {
@@ -107,7 +109,7 @@ def _described(status: os.stat_result) -> tuple[str, int, int, int, int, int, in
 
 def _xattrs(path: bytes) -> dict[bytes, bytes]:
     names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
-    wanted = [name for name in names if name.startswith((b"user.", b"trusted.", b"security.z"))]
+    wanted = [name for name in names if name.startswith((b"user.", b"trusted.", b"security.z", b"system.posix_acl"))]
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in wanted}
 
 
@@ -248,6 +250,15 @@ class Actor:
         names = map(os.fsencode, os.listxattr(self._path(op.node_path)))
         return sorted(name for name in names if name.startswith((b"user.", b"trusted.", b"security.z")))
 
+    def _setacl(self, op: ops.SetAcl) -> None:
+        if op.acl is None:
+            os.removexattr(self._path(op.node_path), acls.ATTRIBUTES[op.which])
+        else:
+            os.setxattr(self._path(op.node_path), acls.ATTRIBUTES[op.which], acls.encoded(op.acl))
+
+    def _getacl(self, op: ops.GetAcl) -> acls.Acl:
+        return acls.decoded(os.getxattr(self._path(op.node_path), acls.ATTRIBUTES[op.which]))
+
     def _opened(self, path: bytes, flags: int, mode: int = 0) -> int:
         return os.open(self._path(path), flags | os.O_NONBLOCK, mode)
 
@@ -358,6 +369,13 @@ class Served:
         self.leave()
         os.mkdir(directory)
         os.chmod(directory, 0o777)
+        os.chdir(directory)
+
+    def is_fuse(self) -> bool:
+        """Tell whether the root is on a FUSE filesystem."""
+        status = (ctypes.c_long * 64)()
+        _check(LIBC.statfs(b".", status))
+        return status[0] == FUSE_MAGIC
 
     def remove(self, directory: bytes) -> None:
         """Remove a tree, seen from the real root."""

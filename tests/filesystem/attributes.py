@@ -4,6 +4,7 @@ import errno
 import os
 from typing import Any
 
+from tests.filesystem import acls
 from tests.filesystem import operations as ops
 from tests.filesystem.names import Names
 from tests.filesystem.nodes import (
@@ -32,6 +33,8 @@ class Attributes(Names):
         if not (is_capable(self.user) or in_group(self.user, node.gid)):
             mode &= ~SGID
         node.mode = mode
+        if "access" in node.acls:
+            node.acls["access"] = acls.with_mode(node.acls["access"], mode)
         node.ctime.touch(self.now)
 
     def _chown(self, op: ops.Chown) -> None:
@@ -55,7 +58,8 @@ class Attributes(Names):
         if is_capable(self.user) and not even_of_root:
             return
         before = node.mode
-        if node.mode & 0o010 or not (is_capable(self.user) or in_group(self.user, node.gid)):
+        is_stranger = not (is_capable(self.user) or in_group(self.user, node.gid))
+        if node.mode & 0o010 or (is_stranger and not self.is_fuse):
             node.mode &= ~SGID
         node.mode &= ~SUID
         if node.mode != before:
@@ -157,3 +161,33 @@ class Attributes(Names):
     def _listxattrs(self, op: ops.ListXattrs) -> list[bytes]:
         names = self._node(op.node_path).xattrs
         return sorted(name for name in names if is_capable(self.user) or not name.startswith(b"trusted."))
+
+    # Access control lists.
+
+    def _setacl(self, op: ops.SetAcl) -> None:
+        node = self._node(op.node_path)
+        if op.which == "default" and not node.is_dir:
+            if op.acl is not None:
+                raise Refused(errno.EACCES)
+            return
+        if not owns(self.user, node):
+            raise Refused(errno.EPERM)
+        node.ctime.may_touch(self.now)
+        if op.acl is None:
+            node.acls.pop(op.which, None)
+            return
+        if not acls.is_valid(op.acl):
+            raise Refused(errno.EINVAL)
+        node.acls[op.which] = op.acl
+        if op.which == "access":
+            node.mode = node.mode & ~0o777 | acls.mode_of(op.acl)
+            if not (is_capable(self.user) or in_group(self.user, node.gid)):
+                node.mode &= ~SGID
+            if acls.is_minimal(op.acl):
+                del node.acls["access"]
+
+    def _getacl(self, op: ops.GetAcl) -> acls.Acl:
+        node = self._node(op.node_path)
+        if op.which not in node.acls:
+            raise Refused(errno.ENODATA)
+        return node.acls[op.which]

@@ -3,6 +3,7 @@
 import errno
 import os
 
+from tests.filesystem import acls
 from tests.filesystem import operations as ops
 from tests.filesystem.nodes import (
     SGID,
@@ -67,12 +68,25 @@ class Names(Paths):
         if directory.mode & SGID and not is_capable(self.user) and kind != "lnk":
             strips = not in_group(self.user, directory.gid) and mode & (SGID | 0o010) == SGID | 0o010
             mode &= ~SGID if strips and kind != "dir" else ~0
-        node = self._new(kind, mode & ~self.user.umask if kind != "lnk" else 0o777, self.user)
+        default = directory.acls.get("default") if kind != "lnk" else None
+        if default is None or self.is_fuse:
+            mode &= ~self.user.umask
+        node = self._new(kind, mode if kind != "lnk" else 0o777, self.user)
+        if default is not None:
+            self._inherit(node, default)
         if directory.mode & SGID:
             node.gid = directory.gid
             node.mode |= SGID if kind == "dir" else 0
         self._add(directory, name, node)
         return node
+
+    def _inherit(self, node: Node, default: acls.Acl) -> None:
+        """Give a new inode the ACLs that its directory has for it, within the mode that was asked for."""
+        node.mode &= ~0o777 | acls.mode_of(default)
+        if not acls.is_minimal(default):
+            node.acls["access"] = acls.with_mode(default, node.mode)
+        if node.is_dir:
+            node.acls["default"] = default
 
     def _mkdir(self, op: ops.Mkdir) -> None:
         directory, name = self._absent(op.path)

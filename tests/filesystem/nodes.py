@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.filesystem import acls
+from tests.filesystem.acls import Acl
 from tests.filesystem.operations import User
 
 SUID, SGID, STICKY = 0o4000, 0o2000, 0o1000
@@ -78,6 +80,8 @@ class Node:
     parent: "Node | None" = None
     names: int = 0
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    acls: dict[str, Acl] = field(default_factory=dict)
+    """"access" and "default", where a mode does not say all."""
     inode: int | None = None
     unsynced: dict[str, list[bytes]] = field(default_factory=dict)
     """By mount: the contents that a file had since it was last safe, the safe one first."""
@@ -89,6 +93,11 @@ class Node:
         if self.kind != "dir":
             return self.names
         return 0 if not self.names else 2 + sum(1 for node in self.entries.values() if node.kind == "dir")
+
+    @property
+    def all_xattrs(self) -> dict[bytes, bytes]:
+        """Give the extended attributes with those that carry ACLs."""
+        return self.xattrs | {acls.ATTRIBUTES[which]: acls.encoded(acl) for which, acl in self.acls.items()}
 
     @property
     def is_dir(self) -> bool:
@@ -146,6 +155,8 @@ def may(user: User, node: Node, want: int) -> bool:
     """Decide on access: bits 4, 2, 1 as in the mode."""
     if is_capable(user):
         return not want & 1 or node.is_dir or bool(node.mode & 0o111)
+    if user.uid != node.uid and "access" in node.acls and node.mode & 0o070:
+        return acls.allows(node.acls["access"], user.uid, (user.gid, *user.groups), node.gid, want)
     shift = 6 if user.uid == node.uid else 3 if in_group(user, node.gid) else 0
     return node.mode >> shift & want == want
 

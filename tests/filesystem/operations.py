@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from tests.filesystem.acls import GROUP, GROUP_OBJ, MASK, NO_ID, OTHER, USER, USER_OBJ, Acl
+
 NOW = -1
 """As a time: what utimensat calls UTIME_NOW."""
 OMIT = -2
@@ -184,6 +186,21 @@ class ListXattrs(Operation):
 
 
 @dataclass(frozen=True)
+class SetAcl(Operation):
+    """setxattr or removexattr (None) of the "access" or "default" ACL."""
+
+    node_path: bytes
+    which: str
+    acl: Acl | None
+
+
+@dataclass(frozen=True)
+class GetAcl(Operation):
+    node_path: bytes
+    which: str
+
+
+@dataclass(frozen=True)
 class WriteFile(Operation):
     """open(O_WRONLY), pwrite, close."""
 
@@ -299,6 +316,22 @@ OPEN_FLAGS: tuple[int, ...] = (
 XATTRS = (b"user.a", b"user.b", b"trusted.t", b"security.z", b"user." + b"x" * 300, b"nosuch.a")
 VALUES = (b"", b"v", b"value\0with\xffbytes", b"long" * 100)
 
+ACLS: tuple[Acl | None, ...] = (
+    None,
+    ((USER_OBJ, 7, NO_ID), (GROUP_OBJ, 5, NO_ID), (OTHER, 0, NO_ID)),
+    (
+        *((USER_OBJ, 6, NO_ID), (USER, 6, ALICE.uid), (GROUP_OBJ, 4, NO_ID), (GROUP, 7, 5003)),
+        *((MASK, 6, NO_ID), (OTHER, 0, NO_ID)),
+    ),
+    (
+        *((USER_OBJ, 7, NO_ID), (USER, 5, ALICE.uid), (USER, 0, BOB.uid), (GROUP_OBJ, 7, NO_ID)),
+        *((MASK, 7, NO_ID), (OTHER, 7, NO_ID)),
+    ),
+    ((USER_OBJ, 4, NO_ID), (GROUP_OBJ, 0, NO_ID), (GROUP, 7, BOB.gid), (MASK, 5, NO_ID), (OTHER, 1, NO_ID)),
+    ((USER_OBJ, 7, NO_ID), (USER, 7, BOB.uid), (GROUP_OBJ, 5, NO_ID), (OTHER, 0, NO_ID)),
+)
+"""The last is not valid: it needs a mask."""
+
 DOMAINS: dict[str, Sequence[Any]] = {
     "path": PATHS,
     "new_path": PATHS,
@@ -318,6 +351,8 @@ DOMAINS: dict[str, Sequence[Any]] = {
     "name": XATTRS,
     "value": VALUES,
     "want": (0, 1, 2, 4, 6, 7),
+    "which": ("access", "default"),
+    "acl": ACLS,
     "handle": tuple(range(HANDLES)),
 }
 OWN_DOMAINS: dict[type[Operation], dict[str, Sequence[Any]]] = {
@@ -325,7 +360,7 @@ OWN_DOMAINS: dict[type[Operation], dict[str, Sequence[Any]]] = {
     SetXattr: {"flags": (0, os.XATTR_CREATE, os.XATTR_REPLACE)},
 }
 NAMESPACE = (Mkdir, Rmdir, Mknod, Symlink, Link, Unlink, Rename, Readlink, ListDirectory)
-ATTRIBUTES = (Chmod, Chown, Utimens, Stat, Access, SetXattr, GetXattr, RemoveXattr, ListXattrs)
+ATTRIBUTES = (Chmod, Chown, Utimens, Stat, Access, SetXattr, GetXattr, RemoveXattr, ListXattrs, SetAcl, GetAcl)
 CONTENTS = (Truncate, WriteFile, ReadFile)
 HANDLED = (Open, Close, PWrite, PRead, FTruncate, FSync, FStat, FChmod, MapWrite, MapRead)
 FREQUENT = (Mkdir, Mkdir, Rename, Rename, Link, Symlink, WriteFile, WriteFile, Open, Open, PWrite, PWrite, Mknod)
