@@ -20,6 +20,8 @@ _NO_LIMIT_BYTES: Final = 1 << 50
 """Size of a filesystem whose store does not tell of an end (1 PiB)."""
 _NO_LIMIT_INODES: Final = 1 << 40
 _TRUSTED: Final = b"trusted."
+_ACLS: Final = b"system.posix_acl_"
+_NAMESPACES: Final = (b"security.", _ACLS, _TRUSTED, b"user.")
 
 
 class AttributeHandlers:
@@ -109,7 +111,7 @@ class AttributeHandlers:
         node = self._nodes.get(inode) or self._nodes.known(inode)
         if node.fresh and self._lease_valid():
             if not node.has_xattrs:
-                raise pyfuse3.FUSEError(errno.ENODATA)
+                raise _no_xattr(name)
             if node.xattrs is not None:
                 return _value(node.xattrs, name)
         if node.virtual is not None:
@@ -129,12 +131,21 @@ class AttributeHandlers:
     async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: object) -> None:
         """Answer SETXATTR."""
         node = self._own(inode)
+        if not name.startswith(_NAMESPACES):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         await self._call(SetXattr(inode, name, value), lambda answer: self._install_xattr(node, name, value, answer))
 
     async def removexattr(self, inode: int, name: bytes, _ctx: object) -> None:
         """Answer REMOVEXATTR."""
         node = self._own(inode)
-        await self._call(RemoveXattr(inode, name), lambda answer: self._install_xattr(node, name, None, answer))
+        if not name.startswith(_NAMESPACES):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        try:
+            await self._call(RemoveXattr(inode, name), lambda answer: self._install_xattr(node, name, None, answer))
+        except OperationError as problem:
+            # Linux takes away an ACL that is not there without complaint; ACLs have no other way to be removed.
+            if problem.errno != errno.ENODATA or not name.startswith(_ACLS):
+                raise
 
     def _install_xattr(self, node: Node, _name: bytes, _value: bytes | None, attributes: Attributes) -> None:
         # What an ACL becomes at the server (or whether it stays at all) is the server's to say.
@@ -182,8 +193,13 @@ class AttributeHandlers:
 def _value(xattrs: dict[bytes, bytes], name: bytes) -> bytes:
     value = xattrs.get(name)
     if value is None:
-        raise pyfuse3.FUSEError(errno.ENODATA)
+        raise _no_xattr(name)
     return value
+
+
+def _no_xattr(name: bytes) -> pyfuse3.FUSEError:
+    """Tell apart what is not there and what cannot be."""
+    return pyfuse3.FUSEError(errno.ENODATA if name.startswith(_NAMESPACES) else errno.EOPNOTSUPP)
 
 
 def _statvfs(used_bytes: int, free_bytes: int, used_inodes: int, free_inodes: int) -> pyfuse3.StatvfsData:
