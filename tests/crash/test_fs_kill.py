@@ -3,6 +3,7 @@
 `BLOCKYARD_FS_KILLS=100` makes it a hundred kills; `make test` takes a few.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -35,6 +36,7 @@ class Writer:
         self.begun: Op | None = None
         self.error: tuple[int, str] | None = None
         self.operations = 0
+        self.interrupted = 0
 
     def start(self, below: Path, seed: int) -> None:
         path = below / self.name
@@ -85,6 +87,7 @@ class Writer:
             assert self.error is None and self.begun is None, f"{self.name} failed: {self.error} at {self.begun}"
             for file in self.directory.files.values():
                 file.older = []
+        self.interrupted += self.begun is not None
         path = below / self.name
         self.directory.settle(self.begun, os.listdir(path), lambda name: (path / name).read_bytes())
         self.begun = None
@@ -157,6 +160,9 @@ def test_what_was_synced_survives_kills_of_mounts_and_server_and_another_mount_g
     choose = random.Random(ROUNDS)
     for number in range(ROUNDS):
         cluster.round(VICTIMS[number % len(VICTIMS)], number + 1, choose.random() * 0.5)
+    assert cluster.victims[0].operations > 20 * ROUNDS, "there was a load"
+    assert cluster.others[0].operations > 20 * ROUNDS, "the other mount went on"
+    assert any(writer.interrupted for writer in cluster.victims), "kills met operations on their way"
     for mounted in (cluster.victim, cluster.other):
         mounted.unmount()
     assert cluster.filesystem.server and cluster.filesystem.server.terminate() == 0, cluster.filesystem.server.said()
@@ -172,22 +178,29 @@ def test_a_file_without_a_name_goes_with_the_mount_that_had_it_open(shared_files
     filesystem = shared_filesystem
     filesystem.start_server("--grace", "0.5", lease_s=1.0)
     mounted, other = filesystem.mount("a"), filesystem.mount("b")
-    descriptor = os.open(mounted / "orphan", os.O_CREAT | os.O_RDWR)
-    try:
+    with opened(mounted / "orphan") as descriptor:
         os.write(descriptor, random.Random(1).randbytes(4 << 20))
         os.fsync(descriptor)
         os.unlink(mounted / "orphan")
         assert os.fstat(descriptor).st_nlink == 0
-        before = stored_bytes(filesystem)
-        assert before > 4 << 20
+        assert stored_bytes(filesystem) > 4 << 20
         mounted.kill()
-    finally:
-        os.close(descriptor)
     assert comes_true(lambda: stored_bytes(filesystem) < 1 << 20, 15), "the data of the orphan leaves the pool"
     assert os.listdir(other.path) == []
     other.unmount()
     assert filesystem.server and filesystem.server.terminate() == 0
     check(filesystem)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Have a new file open; closing it on a dead mount is an error, which is as it should be."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def stored_bytes(filesystem: SharedFilesystem) -> int:
