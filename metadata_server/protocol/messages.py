@@ -181,8 +181,8 @@ def _claim(pair: object) -> tuple[int, Lease]:
 
 def read_relocated(message: tuple[object, ...]) -> tuple[int, ...]:
     """Give the sequences of relocated segments."""
-    if len(message) == 2 and type(message[1]) is tuple:
-        return tuple(int(each) for each in message[1])
+    if len(message) == 2 and type(message[1]) is tuple and all(type(each) is int for each in message[1]):
+        return message[1]
     raise MalformedError("a notice of relocated segments is a list of their numbers")
 
 
