@@ -13,7 +13,7 @@ from rich.table import Table
 
 from core.volume.transfer import Progress as Report
 
-Value = str | int | bool | None | Sequence[str]
+Value = str | int | float | bool | None | Sequence[str]
 Row = Mapping[str, Value]
 
 

@@ -24,6 +24,7 @@ from core.filesystem.removal import remove_filesystem
 from core.filesystem.serving import MetadataPlace, MetadataRecords, living_server
 from core.volume.removal import finish_removals
 from metadata_server.cli.care import check
+from metadata_server.cli.inspect import df, quota, sessions
 from metadata_server.client.places import server_places
 
 _FS = "POOL/FS"
@@ -39,7 +40,8 @@ def fs_verb() -> None:
     """
 
 
-fs_verb.add_command(check)
+for _verb in (check, sessions, df, quota):
+    fs_verb.add_command(_verb)
 
 
 @fs_verb.command()
