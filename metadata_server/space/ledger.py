@@ -49,6 +49,9 @@ class Ledger(Protocol):
     def map_runs(self, inode: int, block: int, length: int) -> Iterable[Run | tuple[int, int, int]]:
         """Give the runs of a part of a file's map; none for an inode that is gone."""
 
+    def used_blocks(self) -> int:
+        """Count the blocks that all maps together point at."""
+
     def requests_served(self) -> int:
         """Count the requests served since the server started: what an idle moment is told by."""
 

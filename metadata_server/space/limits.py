@@ -26,9 +26,13 @@ LEFTOVERS: Final = 256
 
 REPACK_SHARE: Final = 0.5
 """A segment is repacked when less than this share of its blocks is live."""
+REPACK_MOST_SHARE: Final = 0.85
+"""A segment of which more is live is never repacked: it frees too little for what it costs."""
+SLACK: Final = 0.15
+"""What may be dead in such segments together, of all that is live, before those above REPACK_SHARE are repacked, too."""
 REPACK_SOURCES: Final = 64
 """Segments that one repacking reads at most; what it writes is one segment."""
-REPACK_CANDIDATES: Final = 256
+REPACK_CANDIDATES: Final = 4096
 REPACK_EVERY_S: Final = 5.0
 REPACK_BYTES_PER_S: Final = 32 * MIB
 REPACK_BUSY_REQUESTS_PER_S: Final = 200
@@ -47,5 +51,6 @@ def grace_after(lease_s: float) -> float:
 
 
 assert limits.STORE_DEADLINE_S * 3 < READ_S, "a read asks the store for an index and twice for frames"
-assert REPACK_SHARE < 1.0, "what is repacked leaves less than there was"
+assert REPACK_SHARE <= REPACK_MOST_SHARE < 1.0, "what is repacked leaves less than there was"
+assert (1 + SLACK) / REPACK_MOST_SHARE < 1.4, "what an idle filesystem takes beside what is live"
 assert DELETE_BATCH <= DEAD_SEGMENTS

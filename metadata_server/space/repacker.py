@@ -22,22 +22,35 @@ _LOOK_S: Final = 0.25
 
 
 def choose(
-    sparse: Sequence[SparseSegment], before: Mapping[int, int], bad: Collection[int], room_blocks: int
+    sparse: Sequence[SparseSegment],
+    used_blocks: int,
+    before: Mapping[int, int],
+    bad: Collection[int],
+    share: float,
+    room_blocks: int,
 ) -> list[SparseSegment]:
     """Choose what one repacking reads: the sparsest segments whose live blocks fit in `room_blocks` together.
 
-    `before` says how many blocks were live at the look before: segments that are still dying are left alone, what is copied of them now
-    might be dead soon. `bad` are never chosen.
+    A segment of which less than `share` is live is worth it by itself, any of `sparse` if what is dead in all of them together is more
+    than `limits.SLACK` of the `used_blocks` of the filesystem. `before` says how many blocks were live at the look before: segments that
+    are still dying are left alone, what is copied of them now might be dead soon. `bad` are never chosen.
     """
+    dead_blocks = sum(each.blocks - each.live_blocks for each in sparse)
+    is_wasteful = dead_blocks > limits.SLACK * used_blocks
     chosen: list[SparseSegment] = []
-    for each in sorted(sparse, key=lambda each: each.live_blocks / max(each.blocks, 1)):
+    for each in sorted(sparse, key=_live_share):
+        worth_it = is_wasteful or _live_share(each) < share
         settled = before.get(each.sequence) == each.live_blocks
-        if settled and each.sequence not in bad and each.live_blocks <= room_blocks:
+        if worth_it and settled and each.sequence not in bad and each.live_blocks <= room_blocks:
             chosen.append(each)
             room_blocks -= each.live_blocks
             if len(chosen) == limits.REPACK_SOURCES:
                 break
     return chosen
+
+
+def _live_share(segment: SparseSegment) -> float:
+    return segment.live_blocks / max(segment.blocks, 1)
 
 
 class Repacker:
@@ -55,8 +68,9 @@ class Repacker:
 
     async def repack(self) -> bool:
         """Repack once, if there is anything; say whether there was. Takes as long as its rate asks."""
-        sparse = self._ledger.sparse_segments(self._share, limits.REPACK_CANDIDATES + len(self.bad))
-        chosen = choose(sparse, self._before, self.bad, SEGMENT_BLOCKS)
+        most = max(self._share, limits.REPACK_MOST_SHARE)
+        sparse = self._ledger.sparse_segments(most, limits.REPACK_CANDIDATES + len(self.bad))
+        chosen = choose(sparse, self._ledger.used_blocks(), self._before, self.bad, self._share, SEGMENT_BLOCKS)
         self._before = {each.sequence: each.live_blocks for each in sparse}
         if not chosen:
             return False

@@ -16,8 +16,9 @@ import trio
 from core.filesystem.segment_copy import Move
 from core.format.runs import Run, unpack_runs
 from core.limits import PAGE_ENTRIES
+from core.units import BLOCK_BYTES
 from metadata_server.protocol.errors import OperationError
-from metadata_server.protocol.requests import ReadMap
+from metadata_server.protocol.requests import ReadMap, Space
 from metadata_server.space import limits
 from metadata_server.space.ledger import Number, SparseSegment
 from metadata_server.tree.tree import Tree
@@ -88,6 +89,10 @@ class TreeLedger:
         except OperationError:
             return []  # there is no such file any more
         return list(unpack_runs(packed, f"the map of inode {inode}"))
+
+    def used_blocks(self) -> int:
+        """As the filesystem's quota counts."""
+        return Space.decode(self._tree.apply(OWN_SESSION, Space())[0]).used_bytes // BLOCK_BYTES
 
     def requests_served(self) -> int:
         """As the server counts."""

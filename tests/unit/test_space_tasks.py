@@ -93,6 +93,9 @@ class PlainLedger:
         entries = self.maps.get(inode, {})
         return [(number, 1, entries[number]) for number in range(block, block + length) if number in entries]
 
+    def used_blocks(self) -> int:
+        return sum(map(len, self.maps.values()))
+
     def requests_served(self) -> int:
         return self.served
 
@@ -350,21 +353,28 @@ def sparse(sequence: int, live: int, blocks: int = 2048) -> SparseSegment:
     return SparseSegment(sequence, live, blocks, blocks * 4096)
 
 
+def chosen(listed, used=1 << 20, before=None, bad=()) -> list[int]:
+    known = {each.sequence: each.live_blocks for each in listed} if before is None else before
+    return [each.sequence for each in choose(listed, used, known, bad, 0.5, 2048)]
+
+
 def test_the_sparsest_are_chosen_as_far_as_one_segment_takes_them():
-    listed = [sparse(1, 900), sparse(2, 100), sparse(3, 1000), sparse(4, 600), sparse(5, 40, 90)]
-    before = {each.sequence: each.live_blocks for each in listed}
-    assert [each.sequence for each in choose(listed, before, (), 2048)] == [2, 4, 1, 5]
+    assert chosen([sparse(1, 900), sparse(2, 100), sparse(3, 1000), sparse(4, 600), sparse(5, 40, 90)]) == [2, 4, 1, 5]
+
+
+def test_what_is_mostly_live_is_chosen_only_where_much_is_dead_in_all_together():
+    listed = [sparse(1, 1265), sparse(2, 783, 1000)]
+    assert chosen(listed) == [] and chosen(listed, used=2048) == [1, 2]
 
 
 def test_what_is_still_dying_and_what_is_bad_is_left_alone():
     listed = [sparse(1, 100), sparse(2, 100), sparse(3, 100)]
-    assert [each.sequence for each in choose(listed, {1: 120, 2: 100, 3: 100}, {3}, 2048)] == [2]
-    assert choose(listed, {}, (), 2048) == []
+    assert chosen(listed, before={1: 120, 2: 100, 3: 100}, bad={3}) == [2]
+    assert chosen(listed, before={}) == []
 
 
 def test_no_more_segments_are_read_at_once_than_the_bound_says():
-    listed = [sparse(number, 1) for number in range(limits.REPACK_SOURCES + 9)]
-    assert len(choose(listed, {each.sequence: 1 for each in listed}, (), 2048)) == limits.REPACK_SOURCES
+    assert len(chosen([sparse(number, 1) for number in range(limits.REPACK_SOURCES + 9)])) == limits.REPACK_SOURCES
 
 
 def sparse_house(house: House) -> None:
