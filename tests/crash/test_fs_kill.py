@@ -22,7 +22,7 @@ from nbd_server import wait_until
 
 PROGRAM = Path(__file__).with_name("fs_writer.py")
 ROUNDS = int(os.environ.get("BLOCKYARD_FS_KILLS", "4"))
-LEASE_S = 1.5
+LEASE_S = 3.0
 GRACE_S = 2.0
 VICTIMS = ("mount", "server", "both")
 
