@@ -18,7 +18,7 @@ from gateway_fuse.nodes import Node
 from gateway_fuse.state import Handle, MountState
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
-from metadata_server.protocol.requests import Sync
+from metadata_server.protocol.requests import SetAttributes, Sync
 
 _READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
@@ -40,7 +40,7 @@ class OpenFiles:
 
     # Opening and closing.
 
-    async def open(self, inode: int, flags: int, _ctx: object) -> pyfuse3.FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Answer OPEN: nothing of it leaves this process while a lease is held."""
         node = self._nodes.get(inode) or self._nodes.known(inode)
         if node.virtual is not None:
@@ -52,6 +52,8 @@ class OpenFiles:
                 await self._leases.fetch(node)
             if flags & os.O_TRUNC and flags & _WRITING and node.is_file:
                 await self._truncate(node)
+                if ctx.uid:
+                    await self._drop_privileges(node)
         except BaseException:
             node.opens -= 1
             self._nodes.consider(node)
@@ -85,6 +87,14 @@ class OpenFiles:
             await self._files.truncate(self._nodes.data_of(node), 0)
         finally:
             self._leases.end(node)
+
+    async def _drop_privileges(self, node: Node) -> None:
+        """Take setuid and setgid from a file that somebody else than root emptied; of O_TRUNC the kernel leaves that to us."""
+        mode = stat.S_IMODE(node.entry.st_mode)
+        kept = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        if kept != mode:
+            await self._state.client.call(SetAttributes(node.inode, kept, None, None, None, None), self._nodes.update)
+            kernel.forget_attributes(node.inode)
 
     async def release(self, number: int) -> None:
         """Answer RELEASE. What is dirty stays with the background writer; close does not wait for the pool."""
