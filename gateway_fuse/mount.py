@@ -39,6 +39,7 @@ from gateway_fuse.operations import Operations
 from gateway_fuse.order import MountOrder
 from gateway_fuse.private_server import ensure_server
 from gateway_fuse.recalls import Recalls
+from gateway_fuse.request_loop import install_request_loop
 from gateway_fuse.state import MountState
 from gateway_fuse.watch import Watch
 from metadata_server.client.connection import Client, open_client
@@ -238,7 +239,11 @@ class MountProgram:
         observer.nodes, observer.files, observer.recalls, observer.watch = nodes, files, recalls, watch
         trace = Trace()
         meter = Meter(self._facts(client), lambda: _figures(state, recalls, watch))
-        contents: dict[bytes, Callable[[], bytes | TraceReader]] = {b"stats": meter.stats_json, b"metrics": lambda: prometheus_text(meter), b"trace": trace.begin}
+        contents: dict[bytes, Callable[[], bytes | TraceReader]] = {
+            b"stats": meter.stats_json,
+            b"metrics": lambda: prometheus_text(meter),
+            b"trace": trace.begin,
+        }
         install_control(nodes, contents, state.now_ns())
         if self._order.options.metrics:
             _serve_metrics(self._order.options.metrics, meter)
@@ -265,6 +270,7 @@ class MountProgram:
 
     async def _answer_kernel(self, state: MountState) -> None:
         """Answer requests until the kernel has no more, or a signal came."""
+        install_request_loop()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._loop, nursery)
             await trio.to_thread.run_sync(os.stat, self._order.directory)

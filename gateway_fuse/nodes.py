@@ -284,7 +284,8 @@ class NodeCache:
         """See whether a node is still of use; one that is not waits for trimming, or goes at once if it is an orphan."""
         if node.lookups or node.opens or node.doomed or node.stalled is not None or node.inode >= limits.VIRTUAL_INODES:
             return
-        if node.is_orphan or not node.lease:
+        if node.is_orphan or not node.lease or not node.fresh:
+            # What is not fresh may have lost its last name elsewhere: it must not live on because it was looked at once.
             self.release(node)
         else:
             self._unused[node.inode] = None
