@@ -77,6 +77,8 @@ class AttributeHandlers:
         if data is not None and data.dirty and mtime_ns is not None:
             # The commit that is still to come says the same; one that is on its way is corrected by it.
             self._state.files.set_mtime(data, mtime_ns)
+        if attributes.mode != node.entry.st_mode:
+            node.xattrs = None  # an access ACL follows the mode
         self._nodes.update(attributes)
 
     async def _truncate(self, node: Node, size: int) -> None:
