@@ -1,9 +1,11 @@
 """`blockyard fs check`, `dump` and `load`: taking care of the metadata, without a server or beside it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import click
 from rich.console import Console
@@ -12,17 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from core.cli.options import PATH, json_option, with_session
 from core.cli.output import print_json
 from core.cli.session import Session
+from core.errors import AlreadyExistsError, NotFoundError, WorldError
 from core.filesystem.filesystems import Filesystem, open_filesystem
+from core.filesystem.serving import MetadataRecords
 from core.units import format_size
 from metadata_server.claim import data_directory, take_claim
+from metadata_server.client.places import server_places
+from metadata_server.engine.sqlite import exists
 from metadata_server.maintenance import inventory
 from metadata_server.maintenance.check import CheckOptions, check_filesystem
+from metadata_server.maintenance.dump import write_dump
 from metadata_server.maintenance.findings import Report
+from metadata_server.maintenance.load import load_dump
 from metadata_server.maintenance.repair import repair_filesystem
 
 DAMAGED = 11
 MENDED = 12
 _STRAYS_SHOWN = 20
+_STANDARD = Path("-")
 
 data_dir_option = click.option(
     "--data-dir",
@@ -56,6 +65,9 @@ def check(
     with session.pool_of_filesystem(filesystem) as (pool, name):
         opened = open_filesystem(pool, name)
         directory = data_directory(opened, data_dir)
+        if not exists(directory) and MetadataRecords(opened).newest() is None:
+            click.echo(f"{name} was never served: there is nothing to check", err=as_json)
+            click.get_current_context().exit(0)
         with _bar() as progress:
             first, last = _run(opened, directory, options, progress, repair=repair)
     status = 0 if first.is_clean else MENDED if repair and last.is_clean else DAMAGED
@@ -64,6 +76,91 @@ def check(
     else:
         _tell(name, first, last, repair=repair)
     click.get_current_context().exit(status)
+
+
+@click.command()
+@click.argument("filesystem", metavar="POOL/FS")
+@click.argument("target", type=PATH)
+@data_dir_option
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@with_session
+def dump(session: Session, filesystem: str, target: Path, data_dir: Path | None, overwrite: bool) -> None:
+    """Write all metadata of a filesystem into a file, or to the standard output (`-`).
+
+    It is one moment of the database, also while the server goes on. With it and the pool, `blockyard fs load` makes the filesystem again,
+    on this or another machine; what was written after the dump is lost then. The file holds names in plain text, and only you can read it.
+    """
+    with session.pool_of_filesystem(filesystem) as (pool, name), _bar() as progress:
+        opened = open_filesystem(pool, name)
+        directory = data_directory(opened, data_dir)
+        if target == _STANDARD:
+            items = write_dump(opened, directory, sys.stdout.buffer, progress)
+        else:
+            items = _dump_into(opened, directory, target, progress, overwrite=overwrite)
+    click.echo(f"dumped filesystem {name}: {items} items", err=target == _STANDARD)
+
+
+@click.command()
+@click.argument("filesystem", metavar="POOL/FS")
+@click.argument("source", type=PATH)
+@data_dir_option
+@click.option(
+    "--replace", is_flag=True, help="Load although the metadata is still there; it is not served any more then."
+)
+@with_session
+def load(session: Session, filesystem: str, source: Path, data_dir: Path | None, replace: bool) -> None:
+    """Make the metadata of a filesystem from a dump, or from the standard input (`-`), and check it.
+
+    The directory must be empty or absent. From then on the filesystem is served from there, and from nowhere else. The exit status
+    is that of `blockyard fs check`: data that was removed from the pool after the dump is missed and told.
+    """
+    with session.pool_of_filesystem(filesystem) as (pool, name):
+        opened = open_filesystem(pool, name)
+        directory = (
+            server_places(opened.info.volume_id).data_dir if data_dir is None else data_dir.expanduser().absolute()
+        )
+        with _bar() as progress, _opened(source) as file:
+            items = load_dump(opened, directory, file, str(source), progress, replace=replace)
+        click.echo(f"loaded {items} items into {directory}")
+        with _bar() as progress:
+            report = check_filesystem(opened, directory, CheckOptions(), progress)
+    _tell(name, report, report, repair=False)
+    click.get_current_context().exit(0 if report.is_clean else DAMAGED)
+
+
+def _dump_into(
+    opened: Filesystem, directory: Path, target: Path, progress: inventory.Progress, *, overwrite: bool
+) -> int:
+    """Write a file that has its name when it is whole and durable, and that only its owner may read."""
+    if target.exists() and not overwrite:
+        raise AlreadyExistsError(f"{target} is there already; name another file or give --overwrite")
+    aside = target.with_name(f".{target.name}.dumping")
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            items = write_dump(opened, directory, file, progress)
+            file.flush()
+            os.fsync(descriptor)
+        aside.replace(target)
+        return items
+    except OSError as error:
+        raise WorldError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[IO[bytes]]:
+    if source == _STANDARD:
+        yield sys.stdin.buffer
+        return
+    try:
+        with source.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        if error.filename != str(source):
+            raise
+        raise NotFoundError(f"{source} is not there") from error
 
 
 def _run(

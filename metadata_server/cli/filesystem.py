@@ -23,7 +23,7 @@ from core.filesystem.filesystems import (
 from core.filesystem.removal import remove_filesystem
 from core.filesystem.serving import MetadataPlace, MetadataRecords, living_server
 from core.volume.removal import finish_removals
-from metadata_server.cli.care import check
+from metadata_server.cli.care import check, dump, load
 from metadata_server.cli.inspect import df, quota, sessions
 from metadata_server.client.places import server_places
 
@@ -40,7 +40,7 @@ def fs_verb() -> None:
     """
 
 
-for _verb in (check, sessions, df, quota):
+for _verb in (check, dump, load, sessions, df, quota):
     fs_verb.add_command(_verb)
 
 
