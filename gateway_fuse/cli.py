@@ -1,4 +1,4 @@
-"""The verbs `blockyard mount` and `umount`, and the helper that mount(8) calls for fstab.
+"""The verbs `blockyard mount` and `umount`.
 
 What needs pyfuse3 and trio is imported when a mount is made: `blockyard` loads this module whatever the user types.
 """
@@ -6,7 +6,6 @@ What needs pyfuse3 and trio is imported when a mount is made: `blockyard` loads 
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +139,3 @@ def _unmount(directory: Path, *, lazy: bool) -> None:
     if done.returncode:
         why = done.stderr.strip() or f"status {done.returncode}"
         raise WorldError(f"cannot unmount {directory}: {why}; close what is open there, or use --lazy")
-
-
-def mount_helper() -> None:
-    """Be `mount.fuse.blockyard`: what mount(8) calls as `SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS]`."""
-    from core.cli.main import run
-
-    arguments = [each for each in sys.argv[1:] if each not in ("-s", "-n", "-v")]
-    if "-f" in arguments:  # mount(8)'s fake: everything but the mount
-        return
-    sys.exit(run(["mount", *arguments]))

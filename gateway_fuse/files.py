@@ -82,6 +82,8 @@ class Files:
         self._world = world
         self._log: FileLog | None = None
         self._dirty: dict[int, FileData] = {}
+        self._in_commit: list[FileData] = []
+        """What the commit that is on its way tells of: dirty still, though not in `_dirty`."""
         self._wanted: dict[int, FileData] = {}
         self._want_durable = False
         self._want_publish = False
@@ -111,7 +113,7 @@ class Files:
         """Drop what the lost session had not committed; give the inodes of files that lost writes. `begin_session` follows."""
         if self._log is not None:
             self._log.abort(FencedError("the metadata server ended this mount's session; what was not synced is lost"))
-        lost = [data.inode for data in self._dirty.values() if data.lose()]
+        lost = [data.inode for data in (*self._dirty.values(), *self._in_commit) if data.lose()]
         self._dirty.clear()
         self._wanted.clear()
         return lost
@@ -396,6 +398,7 @@ class Files:
         taken = [_Taken(data, data.pending, data.take()) for data in wanted]
         for each in taken:
             self._dirty.pop(each.data.inode, None)
+        self._in_commit = [each.data for each in taken]
         try:
             if publish and self.log.is_appendable and (self._unpublished(wanted) or self._unpublished(datas)):
                 await trio.to_thread.run_sync(self.log.publish)
@@ -408,6 +411,8 @@ class Files:
                     each.data.give_back(each.update, each.blocks)
                     self._dirty[each.data.inode] = each.data
             raise
+        finally:
+            self._in_commit = []
 
     async def _make_durable(self) -> None:
         log = self.log

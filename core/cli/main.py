@@ -44,6 +44,14 @@ class Verbs(click.Group):
             return verb
         return None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb. `blockyard POOL/FS DIR -o …` mounts: so mount(8) calls the program that a type fuse.blockyard names."""
+        if args and "/" in args[0] and self.get_command(ctx, args[0]) is None:
+            args = ["mount", *args]
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=PATH, help="Configuration file to read instead of the user's own.")
