@@ -11,7 +11,8 @@ The two functions are pure. A copier is used by one thread at a time.
 2. The new object is durable before its moves are given out (invariant 3).
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -25,7 +26,8 @@ from core.format.header import Kind
 from core.format.runs import Run
 from core.format.segment import FIRST_DIGEST, FrameTable
 from core.store.contract import GrowingFile, Store
-from core.units import BLOCK_BYTES, Epoch, Sequence
+from core.units import BLOCK_BYTES, Epoch
+from core.units import Sequence as SequenceNumber
 from core.volume.block_map import entry_of
 from core.volume.frame_cache import FrameCache
 from core.volume.frame_reader import FrameReader, load_log_object
@@ -94,14 +96,17 @@ def _follows(run: OwnedRun, after: OwnedRun) -> bool:
     return (run.inode, run.block + run.length, run.entry + run.length) == (after.inode, after.block, after.entry)
 
 
-def still_live(owned: OwnedRun, mapped: Iterable[Run | tuple[int, int, int]]) -> Iterator[OwnedRun]:
-    """Yield the parts of `owned` that a file's map, as far as `mapped` shows it, still points at."""
-    for block, length, entry in mapped:
-        if entry and entry - block == owned.entry - owned.block:
-            first = max(block, owned.block)
-            count = min(block + length, owned.block + owned.length) - first
-            if count > 0:
-                yield OwnedRun(owned.inode, first, count, owned.entry + first - owned.block)
+def still_live(owned: Iterable[OwnedRun], mapped: Sequence[Run | tuple[int, int, int]]) -> Iterator[OwnedRun]:
+    """Yield the parts of `owned`, runs of one file, that its map still points at. `mapped` is ascending, and shows all it is asked for."""
+    starts = [run[0] for run in mapped]
+    for run in owned:
+        end = run.block + run.length
+        for block, length, entry in mapped[max(bisect_right(starts, run.block) - 1, 0) : bisect_left(starts, end)]:
+            if entry and entry - block == run.entry - run.block:
+                first = max(block, run.block)
+                count = min(block + length, end) - first
+                if count > 0:
+                    yield OwnedRun(run.inode, first, count, run.entry + first - run.block)
 
 
 class SegmentCopier:
@@ -140,7 +145,7 @@ class SegmentCopier:
 
         What does not fit is left out of the moves. A crash leaves an object that no map points at.
         """
-        reign = Reign(Epoch(epoch), self._nonce, Sequence(sequence), FIRST_DIGEST)
+        reign = Reign(Epoch(epoch), self._nonce, SequenceNumber(sequence), FIRST_DIGEST)
         header = new_header(self._keys, Kind.SEGMENT, reign, sequence, self._world.random_bytes(32))
         segment = LiveSegment(self._keys, header, None)
         moves: list[Move] = []

@@ -11,6 +11,7 @@ after the next start.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Final
 
 import trio
@@ -20,6 +21,8 @@ from core.filesystem.segment_copy import OwnedRun, SegmentCopier, still_live
 from metadata_server.space import limits
 from metadata_server.space.ledger import Ledger
 from metadata_server.space.pool import SegmentPool
+
+_WINDOW_BLOCKS: Final = 2 * core_limits.PAGE_ENTRIES
 
 
 class Mover:
@@ -56,8 +59,9 @@ class Mover:
         number = await self._ledger.take_number()
         try:
             copied = await trio.to_thread.run_sync(copier.copy, *number, live)
-            for start in range(0, len(copied.moves), limits.SLICE):
-                await self._ledger.relocate(copied.moves[start : start + limits.SLICE])
+            moves = sorted(copied.moves)  # map pages are read and written once for a slice, so neighbours go together
+            for start in range(0, len(moves), limits.SLICE):
+                await self._ledger.relocate(moves[start : start + limits.SLICE])
             await self._ledger.note_closed(number.sequence, copied.blocks, copied.stored_bytes)
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -68,9 +72,23 @@ class Mover:
         return copied.blocks
 
     async def _live_runs(self, owned: Sequence[OwnedRun]) -> list[OwnedRun]:
+        """Find what is live, looking at a few map pages of a file at a time; in the order of the places, to be read in one sweep."""
         live: list[OwnedRun] = []
-        for number, run in enumerate(owned):
-            live += still_live(run, self._ledger.map_runs(run.inode, run.block, run.length))
-            if number % limits.SLICE == limits.SLICE - 1:
+        for number, (window, runs) in enumerate(groupby(sorted(owned), _window)):
+            inode, pages = window
+            mapped = list(
+                self._ledger.map_runs(inode, pages * _WINDOW_BLOCKS, _WINDOW_BLOCKS + core_limits.SEGMENT_BLOCKS)
+            )
+            live += still_live(runs, mapped)
+            if number % limits.SLICE == limits.SLICE - 1 or len(mapped) > limits.SLICE:
                 await trio.lowlevel.checkpoint()
-        return live
+        return sorted(live, key=_place)
+
+
+def _place(run: OwnedRun) -> int:
+    return run.entry
+
+
+def _window(run: OwnedRun) -> tuple[int, int]:
+    """Where to look for a run: it begins in this part of the file."""
+    return run.inode, run.block // _WINDOW_BLOCKS

@@ -122,9 +122,13 @@ class TreeLedger:
         """In one transaction."""
         await trio.lowlevel.checkpoint()
 
+        by_inode: dict[int, list[tuple[int, int, int, int]]] = {}
+        for inode, *move in moves:
+            by_inode.setdefault(inode, []).append((move[0], move[1], move[2], move[3]))
+
         def change() -> None:
-            for move in moves:
-                self._tree.relocate(*move)
+            for inode, its_moves in by_inode.items():
+                self._tree.relocate(inode, its_moves)
 
         self._transact(change)
 

@@ -9,6 +9,8 @@ at once.
 3. Pages of a range that is `charged` are in the inode's blocks and its domain's; others are in neither.
 """
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from typing import Final
 
 from core.format.runs import RUN_BYTES
@@ -18,6 +20,8 @@ from metadata_server.tree import limits, pages
 from metadata_server.tree.segments import Deltas, settle
 from metadata_server.tree.state import State
 
+Move = tuple[int, int, int, int]
+"""(block, length, old entry, new entry)"""
 LAST_PAGE: Final = limits.FILE_BLOCKS // PAGE_ENTRIES - 1
 
 
@@ -86,16 +90,21 @@ def read(state: State, row: Inode, first: int, count: int) -> bytes:
     )
 
 
-def relocate(state: State, row: Inode, block: int, length: int, old_entry: int, new_entry: int, live: Deltas) -> int:
-    """Point blocks that are still at their old place to a new one; give how many were."""
-    shift = new_entry - old_entry
-    first = block // PAGE_ENTRIES
-    packed = read(state, row, first, (block + length - 1) // PAGE_ENTRIES - first + 1)
+def relocate(state: State, row: Inode, moves: Iterable[Move], live: Deltas) -> int:
+    """Point blocks that are still at their old places to new ones; give how many were. A page is read and written once."""
+    by_page: dict[int, list[Move]] = {}
+    for block, length, old, new in moves:
+        for page, (start, count, place) in pages.cut_at_pages([(block, length, old)]):
+            by_page.setdefault(page, []).append((start, count, place, new + place - old))
     moved: pages.Runs = []
-    for at, count, entry in pages.unpack(packed):
-        start, stop = max(at, block), min(at + count, block + length)
-        if start < stop and entry + start - at == old_entry + start - block:
-            moved.append((start, stop - start, entry + start - at + shift))
+    for page, parts in by_page.items():
+        runs = pages.unpack(read(state, row, page, 1))
+        starts = [run[0] for run in runs]
+        for block, length, old, new in parts:
+            for at, count, entry in runs[max(bisect_right(starts, block) - 1, 0) : bisect_left(starts, block + length)]:
+                start, stop = max(at, block), min(at + count, block + length)
+                if start < stop and entry - at == old - block:
+                    moved.append((start, stop - start, new + start - block))
     if moved:
         lay(state, row, moved, live)
     return sum(count for _, count, _ in moved)

@@ -12,7 +12,7 @@ engine.
 """
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from core.errors import IntegrityError
@@ -224,16 +224,16 @@ class Tree:
         """As the request."""
         return int(self.apply(session, requests.TakeSequences(count))[0])
 
-    def relocate(self, inode: int, block: int, length: int, old_entry: int, new_entry: int) -> int:
+    def relocate(self, inode: int, moves: Iterable[maps.Move]) -> int:
         """Point blocks to the copies the collector made, where the map is still at the old place; give how many moved.
 
-        `new_entry` is in a segment that is durable. Nobody's lease is looked at: a map that a mount caches goes on naming the old place.
+        The new entries are in a segment that is durable. Nobody's lease is looked at: maps that mounts cache go on naming the old places.
         """
         row = self._rows.inode(inode)
         if row is None or not stat.S_ISREG(row.mode):
             return 0
         live: segments.Deltas = {}
-        moved = maps.relocate(self._state, row, block, length, old_entry, new_entry, live)
+        moved = maps.relocate(self._state, row, moves, live)
         segments.settle(self._state, live)
         if moved:
             self._rows.changed(row)

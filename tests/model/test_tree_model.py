@@ -1,4 +1,4 @@
-"""The tree against a reference in plain Python: names, links, maps, quotas, live counts; commits, rollbacks, kills and evictions included."""
+"""The tree against a reference in plain Python: names, links, maps, quotas, live counts; with commits, rollbacks, kills and evictions."""
 
 import copy
 import errno
@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from core.format.runs import pack_runs, unpack_runs
 from metadata_server.engine import working_set
@@ -28,7 +35,7 @@ DIRECTORY, FILE, LINK, FIFO = stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK, stat.S_I
 BLOCK = 4096
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     def __init__(self, number):
         self.number = number
 
@@ -56,10 +63,10 @@ class Reference:
 
     def directory(self, number):
         if number not in self.nodes:
-            raise Refused(errno.ESTALE)
+            raise RefusedError(errno.ESTALE)
         node = self.nodes[number]
         if node.kind != DIRECTORY:
-            raise Refused(errno.ENOTDIR)
+            raise RefusedError(errno.ENOTDIR)
         return node
 
     def links(self, number):
@@ -94,14 +101,14 @@ class Reference:
     def make(self, number, directory, name, kind, gid, target):
         parent = self.directory(directory)
         if parent.gone:
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         if name in parent.entries:
-            raise Refused(errno.EEXIST)
+            raise RefusedError(errno.EEXIST)
         domain = self.inner(directory)
         for each in self.chain(domain):
             most = self.limits.get(each, (None, None))[1]
             if most is not None and self.used(each)[1] >= most:
-                raise Refused(errno.ENOSPC if each == 1 else errno.EDQUOT)
+                raise RefusedError(errno.ENOSPC if each == 1 else errno.EDQUOT)
         node = Node(kind, 0o640, gid, domain, target)
         if parent.mode & 0o2000:
             node.gid = parent.gid
@@ -112,32 +119,32 @@ class Reference:
 
     def link(self, number, directory, name):
         if number not in self.nodes:
-            raise Refused(errno.ESTALE)
+            raise RefusedError(errno.ESTALE)
         node = self.nodes[number]
         if node.kind == DIRECTORY:
-            raise Refused(errno.EPERM)
+            raise RefusedError(errno.EPERM)
         if not self.links(number):
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         parent = self.directory(directory)
         if parent.gone:
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         if name in parent.entries:
-            raise Refused(errno.EEXIST)
+            raise RefusedError(errno.EEXIST)
         if self.inner(directory) != node.domain:
-            raise Refused(errno.EXDEV)
+            raise RefusedError(errno.EXDEV)
         parent.entries[name] = number
 
     def remove(self, directory, name, is_rmdir):
         parent = self.directory(directory)
         if name not in parent.entries:
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         child = self.nodes[parent.entries[name]]
         if is_rmdir and child.kind != DIRECTORY:
-            raise Refused(errno.ENOTDIR)
+            raise RefusedError(errno.ENOTDIR)
         if is_rmdir and child.entries:
-            raise Refused(errno.ENOTEMPTY)
+            raise RefusedError(errno.ENOTEMPTY)
         if not is_rmdir and child.kind == DIRECTORY:
-            raise Refused(errno.EISDIR)
+            raise RefusedError(errno.EISDIR)
         self.unlink(parent.entries.pop(name))
 
     def unlink(self, number):
@@ -148,21 +155,21 @@ class Reference:
     def rename(self, directory, name, new_directory, new_name, flags):
         source, target = self.directory(directory), self.directory(new_directory)
         if flags == 3:
-            raise Refused(errno.EINVAL)
+            raise RefusedError(errno.EINVAL)
         if name not in source.entries or target.gone:
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         moved = source.entries[name]
         displaced = target.entries.get(new_name)
         if flags == 2 and displaced is None:
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         if flags == 1 and displaced is not None:
-            raise Refused(errno.EEXIST)
+            raise RefusedError(errno.EEXIST)
         if self.nodes[moved].kind == DIRECTORY and new_directory in self.below(moved):
-            raise Refused(errno.EINVAL)
+            raise RefusedError(errno.EINVAL)
         if displaced is not None and self.nodes[displaced].kind == DIRECTORY and directory in self.below(displaced):
-            raise Refused(errno.EINVAL if flags == 2 else errno.ENOTEMPTY)
+            raise RefusedError(errno.EINVAL if flags == 2 else errno.ENOTEMPTY)
         if self.inner(directory) != self.inner(new_directory):
-            raise Refused(errno.EXDEV)
+            raise RefusedError(errno.EXDEV)
         if moved == displaced:
             return
         if flags == 2:
@@ -171,11 +178,11 @@ class Reference:
         if displaced is not None:
             kinds = (self.nodes[moved].kind == DIRECTORY, self.nodes[displaced].kind == DIRECTORY)
             if kinds == (True, False):
-                raise Refused(errno.ENOTDIR)
+                raise RefusedError(errno.ENOTDIR)
             if kinds == (False, True):
-                raise Refused(errno.EISDIR)
+                raise RefusedError(errno.EISDIR)
             if kinds[1] and self.nodes[displaced].entries:
-                raise Refused(errno.ENOTEMPTY)
+                raise RefusedError(errno.ENOTEMPTY)
         del source.entries[name]
         target.entries[new_name] = moved
         if displaced is not None:
@@ -183,10 +190,10 @@ class Reference:
 
     def write(self, number, floor, size, runs):
         if number not in self.nodes:
-            raise Refused(errno.ESTALE)
+            raise RefusedError(errno.ESTALE)
         node = self.nodes[number]
         if node.kind != FILE:
-            raise Refused(errno.EINVAL)
+            raise RefusedError(errno.EINVAL)
         lowest = min(node.size, size if floor is None else floor)
         if lowest < node.size:
             node.blocks = {block: entry for block, entry in node.blocks.items() if block * BLOCK < lowest}
@@ -201,12 +208,12 @@ class Reference:
 
     def set_quota(self, number, limit_bytes, limit_inodes):
         if number not in self.nodes:
-            raise Refused(errno.ESTALE)
+            raise RefusedError(errno.ESTALE)
         node = self.nodes[number]
         if node.kind != DIRECTORY:
-            raise Refused(errno.EINVAL)
+            raise RefusedError(errno.EINVAL)
         if node.gone:
-            raise Refused(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         if number in self.limits:
             self.limits[number] = (limit_bytes, limit_inodes)
             if number != 1 and limit_bytes is None and limit_inodes is None:
@@ -266,7 +273,7 @@ class TreeMachine(RuleBasedStateMachine):
         expected = None
         try:
             act()
-        except Refused as error:
+        except RefusedError as error:
             expected = error.number
         try:
             self.tree.touches(7, request)
@@ -282,7 +289,10 @@ class TreeMachine(RuleBasedStateMachine):
     name = st.sampled_from(NAMES)
 
     @rule(
-        directory=directory, name=name, kind=st.sampled_from([FILE, FILE, DIRECTORY, DIRECTORY, LINK, FIFO]), gid=st.integers(0, 2)
+        directory=directory,
+        name=name,
+        kind=st.sampled_from([FILE, FILE, DIRECTORY, DIRECTORY, LINK, FIFO]),
+        gid=st.integers(0, 2),
     )
     def make(self, directory, name, kind, gid):
         target = b"somewhere" if kind == LINK else None
@@ -302,7 +312,13 @@ class TreeMachine(RuleBasedStateMachine):
         request = r.Remove(directory, name, is_rmdir, False)
         self.both(request, lambda: self.reference.remove(directory, name, is_rmdir))
 
-    @rule(directory=directory, name=name, new_directory=directory, new_name=name, flags=st.sampled_from([0, 0, 0, 1, 2, 2, 3]))
+    @rule(
+        directory=directory,
+        name=name,
+        new_directory=directory,
+        new_name=name,
+        flags=st.sampled_from([0, 0, 0, 1, 2, 2, 3]),
+    )
     def rename(self, directory, name, new_directory, new_name, flags):
         arguments = (directory, name, new_directory, new_name, flags)
         self.both(r.Rename(*arguments, False), lambda: self.reference.rename(*arguments))
@@ -311,7 +327,7 @@ class TreeMachine(RuleBasedStateMachine):
     def set_attributes(self, inode, mode, gid):
         def act():
             if inode not in self.reference.nodes:
-                raise Refused(errno.ESTALE)
+                raise RefusedError(errno.ESTALE)
             self.reference.nodes[inode].mode = mode
             self.reference.nodes[inode].gid = self.reference.nodes[inode].gid if gid is None else gid
 
@@ -331,7 +347,8 @@ class TreeMachine(RuleBasedStateMachine):
     )
     def write(self, inode, floor, size, runs):
         placed = [
-            (block, length, 0 if place is None else self.first + place[0] << 16 | place[1]) for block, length, place in runs
+            (block, length, 0 if place is None else self.first + place[0] << 16 | place[1])
+            for block, length, place in runs
         ]
         request = r.Commit([Update(inode, floor, size, 5, 5, pack_runs(placed))], [], False)
         self.both(request, lambda: self.reference.write(inode, floor, size, placed))
@@ -353,7 +370,7 @@ class TreeMachine(RuleBasedStateMachine):
         old = blocks[block]
         new = self.first + data.draw(st.integers(0, 7)) << 16 | 0x7000
         expected = [index for index in range(length) if blocks.get(block + index) == old + index]
-        assert self.tree.relocate(inode, block, length, old, new) == len(expected)
+        assert self.tree.relocate(inode, [(block, length, old, new)]) == len(expected)
         blocks |= {block + index: new + index for index in expected}
         self.reference.known_segments.add(new >> 16)
 
@@ -364,7 +381,11 @@ class TreeMachine(RuleBasedStateMachine):
         self.reference.closed[sequence] = blocks
         self.reference.known_segments.add(sequence)
 
-    @rule(inode=directory, limit=st.one_of(st.none(), st.integers(0, 12)), limit_bytes=st.one_of(st.none(), st.just(10**9)))
+    @rule(
+        inode=directory,
+        limit=st.one_of(st.none(), st.integers(0, 12)),
+        limit_bytes=st.one_of(st.none(), st.just(10**9)),
+    )
     def set_quota(self, inode, limit, limit_bytes):
         arguments = (inode, limit_bytes, limit)
         self.both(r.SetQuota(*arguments), lambda: self.reference.set_quota(*arguments))

@@ -132,7 +132,7 @@ def test_blocks_of_no_file_are_refused():
     ],
 )
 def test_live_is_what_the_map_still_points_at(mapped, live):
-    found = still_live(OwnedRun(5, 10, 8, 1000), mapped)
+    found = still_live([OwnedRun(5, 10, 8, 1000)], mapped)
     assert list(found) == [OwnedRun(5, *each) for each in live]
 
 
