@@ -13,7 +13,8 @@ from typing import Final, Self
 from core.errors import NotFoundError
 from metadata_server.engine import limits
 from metadata_server.engine.rows import EntryRow, Inode, MapPage, Segment
-from metadata_server.engine.sqlite import DATABASE_NAME, SqliteEngine, _Translated
+from metadata_server.engine.sqlite import DATABASE_NAME, SqliteEngine
+from metadata_server.engine.sqlite_connection import Translated
 
 _COUNTS: Final = {
     "inode": "SELECT COUNT(*) FROM inode",
@@ -36,7 +37,7 @@ class Snapshot(SqliteEngine):
         self._checkpointer = None
         self._run = connection.execute
         try:
-            with _Translated(self._path):
+            with Translated(self._path):
                 self._run("PRAGMA query_only=ON").fetchall()
                 self._run("BEGIN").fetchall()
                 self._meta = self._read_meta()
