@@ -90,12 +90,20 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # the boundary: nothing leaves but a sentence
         if os.environ.get(TRACEBACK):
             raise
+        error = _cause(error)
         foreseen = isinstance(error, BlockyardError)
         text = str(error) if foreseen else f"unforeseen {type(error).__name__}; {TRACEBACK}=1 shows where"
         click.echo(f"blockyard: {' '.join(text.split())}", err=True)
         return exit_status_of(error)
     # Outside its standalone mode, click gives the status of `Exit` instead of raising it.
     return status if isinstance(status, int) else 0
+
+
+def _cause(error: Exception) -> Exception:
+    """Take an error out of the groups that a program of tasks wraps around it, where it is alone in them."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def main() -> NoReturn:

@@ -13,8 +13,10 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 import tomllib
 import uuid
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +102,8 @@ def perform(name: str, home: Path, environment: Mapping[str, str]) -> None:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    runtime = home / "run"
+    # A socket's path has 107 bytes, which a test's own directory may well use up.
+    runtime = Path(tempfile.gettempdir()) / f"readme-{zlib.crc32(bytes(home)):08x}"
     runtime.mkdir(mode=0o700, exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "BLOCKYARD_", "AWS_"))}
     path = f"{ROOT / '.venv/bin'}:{kept['PATH']}:/usr/sbin:/sbin"
