@@ -191,13 +191,23 @@ class OpenFiles:
         node = handle.node
         if handle.content is not None:
             return
-        if node.data is not None:
-            await self._files.fsync(node.data)
-        elif node.failed:
-            node.failed = False
+        if node.failed:
+            self._tell_loss(node)
             raise OperationError(errno.EIO, f"writes to inode {node.inode} were lost with the mount's session")
-        else:
+        if node.data is None:
             await self._state.client.call(Sync())
+            return
+        try:
+            await self._files.fsync(node.data)
+        except OperationError:
+            self._tell_loss(node)  # if the session was lost meanwhile, this is how it is told
+            raise
+
+    def _tell_loss(self, node: Node) -> None:
+        """Note that somebody is told of the writes that were lost."""
+        node.failed = False
+        if node.data is not None:
+            node.data.failed = False
 
     async def fsyncdir(self, _number: int, _datasync: bool) -> None:
         """Answer FSYNCDIR: every change of names answered so far survives a power cut."""
