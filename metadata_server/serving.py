@@ -115,9 +115,10 @@ async def _beat_for_ever(claim: Claim) -> None:
 
 async def _end_with_last_session(server: Server) -> None:
     """Stop a private server that nobody needs any more."""
+    ended = trio.Event()
+    server.on_session_ended(lambda _session: ended.set())
     with trio.move_on_after(_ALONE_FIRST_S):
-        while not server.sessions:  # noqa: ASYNC110  # looked at four times a second, by one process
-            await trio.sleep(_ALONE_S / 4)
+        await ended.wait()
     alone = 0.0
     while alone < _ALONE_S:
         await trio.sleep(_ALONE_S / 4)
