@@ -21,7 +21,7 @@ import trio
 
 from core import limits
 from core.errors import BlockyardError, FencedError, IntegrityError
-from core.filesystem.file_log import FileLog, FileReader
+from core.filesystem.file_log import Closed, FileLog, FileReader
 from core.format.runs import unpack_runs
 from core.store.contract import Buffer
 from core.units import BLOCK_BYTES
@@ -398,14 +398,19 @@ class Files:
         taken = [_Taken(data, data.pending, data.take()) for data in wanted]
         for each in taken:
             self._dirty.pop(each.data.inode, None)
+        # A segment is reported closed with the last of what lies in it: one that the server knows to be closed and finds unused is deleted.
+        # What is written from now on goes into later ones.
+        log = self.log
+        closed = [] if self._dirty else log.take_closed()
         self._in_commit = [each.data for each in taken]
         try:
             if publish and self.log.is_appendable and (self._unpublished(wanted) or self._unpublished(datas)):
                 await trio.to_thread.run_sync(self.log.publish)
             elif any(each.update.runs for each in taken):
                 await self._make_durable()
-            await self._send(taken, durable=durable)
+            await self._send(taken, closed, durable=durable)
         except BaseException:
+            log.give_back_closed(closed)
             for each in taken:
                 if each.data.in_commit:
                     each.data.give_back(each.update, each.blocks)
@@ -424,17 +429,12 @@ class Files:
             await trio.to_thread.run_sync(log.flush)
         self._usual_flush_s += (self._world.monotonic() - begun - self._usual_flush_s) / 8
 
-    async def _send(self, taken: list[_Taken], *, durable: bool) -> None:
-        closed = self.log.take_closed()
+    async def _send(self, taken: list[_Taken], closed: list[Closed], *, durable: bool) -> None:
         reported = [ClosedSegment(each.sequence, each.blocks, each.stored_bytes) for each in closed]
         batches = list(_batches(taken)) or [[]]
-        try:
-            for number, batch in enumerate(batches):
-                last = number == len(batches) - 1
-                await self._send_batch(batch, reported if last else [], durable=durable and last)
-        except BaseException:
-            self.log.give_back_closed(closed)
-            raise
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            await self._send_batch(batch, reported if last else [], durable=durable and last)
 
     async def _send_batch(self, batch: list[_Taken], closed: list[ClosedSegment], *, durable: bool) -> None:
         try:
@@ -485,7 +485,7 @@ class Files:
             await self.flush_all()
         elif not self._dirty and log.has_closed:
             async with self._committing:
-                await self._send([], durable=False)
+                await self._commit([], [], durable=False, publish=False)
 
     def close(self) -> None:
         """Stop the log's threads; `flush_all` comes first."""

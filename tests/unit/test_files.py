@@ -333,3 +333,23 @@ def test_what_a_dead_mount_had_synced_is_read_from_its_growing_file(tmp_path):
         there.end()
 
     trio.run(main)
+
+
+def test_a_segment_is_reported_closed_with_the_last_of_what_lies_in_it(store):
+    """The server deletes a closed segment that nothing points into: what is still to be committed must not be in one."""
+
+    async def main():
+        server = Server()
+        here = Mount(store, server)
+        first, second = await here.open(5), await here.open(6)
+        await here.write(first, 0, b"x" * 20000)
+        await here.write(second, 0, b"y" * 20000)
+        await here.files.flush([first], publish=True)
+        await here.write(first, 0, b"z" * 20000)
+        await here.files.fsync(first)
+        assert server.closed == [], "the second file's blocks are in the first segment, and the server knows nothing of them"
+        await here.files.flush_all()
+        assert 1 in server.closed
+        here.end()
+
+    trio.run(main)
