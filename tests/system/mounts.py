@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FORWARDER = Path(__file__).with_name("forwarder.py")
 START_S = 30.0
 STOP_S = 30.0
+LOG_SHOWN = 4000
+"""So much of each process's output is shown with a test that fails."""
 WATCHDOG_S = 200.0
 """When a filesystem's mounts are killed under a test that seems stuck; below the test's own time limit."""
 
@@ -223,6 +225,11 @@ class SharedFilesystem:
         _wait_for_mount(mounted)
         return mounted
 
+    def check(self, *options: str) -> None:
+        """`blockyard fs check`, which must find nothing wrong."""
+        where = ["--data-dir", self.data_dir] if self.server is not None else []
+        self.run("fs", "check", self.reference, *where, *options)
+
     def worker(self, name: str = "worker") -> Worker:
         """Start a process that uses mounts."""
         worker = Worker(name)
@@ -241,6 +248,8 @@ class SharedFilesystem:
         """Leave nothing behind: mounts first, since who waits for them cannot die before them."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+        for process in (*self.mounts, *self.others, *([self.server] if self.server else [])):
+            print(f"{process.name}, {process.process.poll()}: {process.said()[-LOG_SHOWN:]}")
         self._end_mounts()
         for worker in self.workers:
             worker.kill()

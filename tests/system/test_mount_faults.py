@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
+import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +15,13 @@ from mount_litmus import Clock, make_exclusively, read_over_and_over
 from mount_worker import read_whole, write_whole
 from mounts import Mounted, SharedFilesystem
 from nbd_server import wait_until
+
+from metadata_server.protocol import messages
+from metadata_server.protocol.arguments import arguments_of
+from metadata_server.protocol.framing import Splitter, parse
+from metadata_server.protocol.handshake import VERSION, Hello, hello_frame, read_welcome
+from metadata_server.protocol.model import ROOT, Lease
+from metadata_server.protocol.requests import Acquire, Lookup, Request, node_of
 
 pytestmark = pytest.mark.system
 
@@ -94,6 +104,8 @@ def test_a_write_of_a_fenced_mount_fails_at_close_or_before_where_nobody_synced_
     with contextlib.suppress(OSError):
         holder.do(os.close, descriptor)
     assert peer.do(read_whole, b / "file") == NEW
+    with contextlib.suppress(OSError):  # nobody was told: as on a local disk, whoever opens the file next may be
+        write_whole(a / "file", NEW, sync=True)
     goes_on_with_fresh_data(a, b)
 
 
@@ -135,27 +147,26 @@ def test_who_needs_nothing_of_a_mount_that_stands_still_does_not_wait_at_all(ser
 
 def test_the_peers_of_a_killed_mount_go_on_after_its_lease_and_what_it_had_removed_but_open_goes(served):
     a, b = served.mount("a"), served.mount("b")
-    before = _inodes(b)
     write_whole(a / "gone", OLD, sync=True)
     keeper = served.worker("keeper")
     kept = keeper.do(os.open, a / "gone", os.O_RDWR)
     (b / "gone").unlink()
     assert keeper.do(os.pread, kept, 4, 0) == b"old."
     dirty_file(served, a)
-    assert _inodes(b) == before + 2
+    used = used_inodes(served)
     a.kill()
     peer = served.worker("peer")
     with within_the_lease():
         assert peer.do(read_whole, b / "file") in (OLD, BUFFERED)
         peer.do(write_whole, b / "file", NEW, True)
-    wait_until(lambda: _inodes(b) == before + 1, "the file that only the dead mount had open is gone")
+    wait_until(lambda: used_inodes(served) == used - 1, "the file that only the dead mount had open is gone")
     again = served.mount("a")
     assert read_whole(again / "file") == NEW
 
 
-def _inodes(mounted: Mounted) -> int:
-    found = os.statvfs(mounted.path)
-    return found.f_files - found.f_ffree
+def used_inodes(filesystem: SharedFilesystem) -> int:
+    """Give what the server counts."""
+    return json.loads(filesystem.run("fs", "df", filesystem.reference, "--json", *filesystem.at_server))["used_inodes"]
 
 
 def test_a_mount_cut_off_from_the_server_is_fenced_like_one_that_stands_still(served):
@@ -264,3 +275,80 @@ def test_a_mount_that_stood_still_is_fenced_though_nobody_wanted_what_it_had(ser
     assert read_whole(b / "file") == (BUFFERED if synced else OLD)
     write_whole(b / "file", NEW)
     goes_on_with_fresh_data(a, b)
+
+
+class MuteClient:
+    """A session that talks to the server and lives, but answers no recall."""
+
+    def __init__(self, filesystem: SharedFilesystem) -> None:
+        described = json.loads(filesystem.run("fs", "info", filesystem.reference, "--json"))
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        self._socket.connect(filesystem.address.removeprefix("unix:"))
+        self._splitter = Splitter()
+        self._messages: deque[tuple[object, ...]] = deque()
+        self._requests = itertools.count(1)
+        self.seen: list[object] = []
+        """The kinds of the messages that were received."""
+        self._socket.sendall(hello_frame(Hello(VERSION, bytes.fromhex(described["id"]), "mute", 0, b"")))
+        self.welcome = read_welcome(self._next())
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def ask(self, request: Request) -> object:
+        """Do a request; gives the plain value of the answer."""
+        number = next(self._requests)
+        self._socket.sendall(messages.request_frame(0, number, request.opcode, arguments_of(request)))
+        while (message := self._next())[0] != messages.REQUEST:
+            pass
+        answer = messages.read_answer(message)
+        assert not answer.errno, answer
+        return answer.value
+
+    def live_until_expired(self, timeout_s: float) -> None:
+        """Send heartbeats until the server ends the session."""
+        deadline = time.monotonic() + timeout_s
+        for number in itertools.count(1):
+            assert time.monotonic() < deadline, f"not expired within {timeout_s:g} s"
+            with contextlib.suppress(BrokenPipeError):  # what the server said before it closed is there to be read
+                self._socket.sendall(messages.heartbeat_frame(number))
+            while (kind := self._next()[0]) != messages.HEARTBEAT:
+                if kind == messages.EXPIRED:
+                    return
+            time.sleep(LEASE_S / 20)
+
+    def _next(self) -> tuple[object, ...]:
+        while not self._messages:
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self._messages.extend(parse(body) for body in self._splitter.feed(data))
+        self.seen.append(self._messages[0][0])
+        return self._messages.popleft()
+
+
+@pytest.mark.parametrize("lease", [Lease.READ, Lease.WRITE])
+def test_a_client_that_answers_no_recall_is_thrown_out_after_the_lease_though_its_heart_beats(served, lease):
+    b = served.mount("b")
+    (b / "d").mkdir()
+    write_whole(b / "d" / "file", OLD, sync=True)
+    with contextlib.closing(MuteClient(served)) as mute:
+        _is_thrown_out(served, b, mute, lease)
+
+
+def _is_thrown_out(served: SharedFilesystem, b: Mounted, mute: MuteClient, lease: Lease) -> None:
+    directory = node_of(mute.ask(Lookup(ROOT, b"d"))).attributes.inode
+    file = node_of(mute.ask(Lookup(directory, b"file"))).attributes.inode
+    mute.ask(Acquire(file, lease))
+    peer = served.worker("peer")
+    began = time.monotonic()
+    written = peer.begin(write_whole, b / "d" / "file", NEW)
+    made = peer.begin(write_whole, b / "d" / "new", NEW, True)
+    mute.live_until_expired(LEASE_S + SLACK_S)
+    written.result(1)
+    made.result(1)
+    assert LEASE_S * 0.7 < time.monotonic() - began < LEASE_S + SLACK_S
+    assert messages.RECALL in mute.seen
+    assert read_whole(b / "d" / "file") == NEW

@@ -105,7 +105,7 @@ def test_a_tree_is_the_same_on_another_mount_and_after_everything_was_stopped_an
         (again / "t" / "new").touch()
     assert raised.value.errno == errno.EROFS
     again.unmount()
-    filesystem.run("fs", "check", filesystem.reference, *filesystem.at_server)
+    filesystem.check("--read-data")
 
 
 def test_what_was_synced_is_read_elsewhere_after_its_mount_was_killed(filesystem):
