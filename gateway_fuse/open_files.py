@@ -1,7 +1,9 @@
 """The handlers of open files. Reading and writing do not wait where the lease is held and the data is at hand.
 
 An O_APPEND write goes to the end of the file as we know it under WRITE, whatever offset the kernel chose: its idea of the size may be
-behind when another mount appended. The pages it filled at the wrong place are then invalidated.
+behind when another mount appended. Such a file is opened for direct I/O, so that the kernel fills no page at the wrong place, and so that
+no page changed through a mapping is written back through it, which could not be told from an append. If the kernel was wrong, it forgets
+the file's pages before it hears that the append is done: one of them ended where the file did, as it thought.
 """
 
 import errno
@@ -79,7 +81,8 @@ class OpenFiles:
         if writable:
             node.writers += 1
         handle = Handle(node, writable, append=bool(flags & os.O_APPEND))
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._state.add_handle(handle)), keep_cache=True)
+        number = pyfuse3.FileHandleT(self._state.add_handle(handle))
+        return pyfuse3.FileInfo(fh=number, keep_cache=True, direct_io=handle.append)
 
     async def _truncate(self, node: Node) -> None:
         await self._leases.begin(node, _WRITE)
@@ -160,15 +163,18 @@ class OpenFiles:
         try:
             data = self._nodes.data_of(node)
             if handle.append:
-                await self._append(node, offset, buffer)
+                end = await self._append(node, buffer)
             else:
                 await self._files.write(data, offset, buffer)
+                end = offset
                 node.fills += 1
         finally:
             self._leases.end(node)
+        if end != offset:
+            await kernel.forget_pages(node.inode)
         return len(buffer)
 
-    async def _append(self, node: Node, offset: int, buffer: bytes) -> None:
+    async def _append(self, node: Node, buffer: bytes) -> int:
         data = self._nodes.data_of(node)
         while True:
             end = data.size
@@ -176,8 +182,7 @@ class OpenFiles:
                 break
             await self._files.prepare_write(data, end, len(buffer))
         node.fills += 1
-        if end != offset:
-            self._state.background.start_soon(kernel.forget_pages, node.inode)
+        return end
 
     # Durability.
 
