@@ -79,10 +79,11 @@ class WorkingSet:
         """Put everything changed into the engine's transaction."""
         engine = self.engine
         if self._changed_inodes:
-            gone = [number for number, row in self._changed_inodes.items() if row is None]
-            engine.put_inodes([row for row in self._changed_inodes.values() if row is not None])
-            if gone:
-                engine.delete_inodes(gone)
+            put = [row for row in self._changed_inodes.values() if row is not None]
+            if put:
+                engine.put_inodes(put)
+            if len(put) < len(self._changed_inodes):
+                engine.delete_inodes([number for number, row in self._changed_inodes.items() if row is None])
             self._changed_inodes.clear()
         if self._changed_entries:
             self._flush_entries()

@@ -42,7 +42,7 @@ def directory_removed(state: State, row: Inode) -> None:
 
 
 def set_quota(state: State, request: SetQuota) -> Answer:
-    """Apply SetQuota. Setting a directory's first quota or lifting the last walks its tree: a second or two per million inodes."""
+    """Apply SetQuota. Setting a directory's first quota or lifting the last walks its tree: some seconds per million inodes."""
     row = state.need(request.inode)
     if not stat.S_ISDIR(row.mode):
         raise OperationError(errno.EINVAL, "only a directory has a quota")
