@@ -199,6 +199,8 @@ class Contents(Attributes):
     def _mapped(self, number: int, offset: int, length: int, writes: bool) -> Node:
         handle = self._handle(number)
         is_open = handle.readable and (handle.writable or not writes)
+        if self.is_fuse and handle.flags & os.O_APPEND:
+            raise Unpredictable  # pyfuse3 does not tell pages written back from appends: such a file may well have no mappings
         if handle.node.is_dir or not is_open or not length or offset + length > len(handle.node.data):
             raise Unpredictable
         self._settled(handle.node)

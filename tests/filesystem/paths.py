@@ -25,8 +25,8 @@ class Paths:
         self.root = self._new("dir", 0o777, ROOT)
         self.root.names = 1
         self.is_fuse = False
-        """What Linux does itself for others and pyfuse3 cannot be told to do: it takes the setgid bit from a file that its group may not run
-        when a stranger writes to it, and leaves the umask alone where a directory has a default ACL."""
+        """What Linux does itself for others and pyfuse3 cannot be told to do: it takes the setgid bit from a file that its group may
+        not run when a stranger writes to it, and leaves the umask alone where a directory has a default ACL."""
         self.protected_symlinks = protection("protected_symlinks")
 
     def nodes(self) -> dict[bytes, Node]:

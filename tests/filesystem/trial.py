@@ -2,16 +2,17 @@
 
 Run as a program it takes directories that are the same one (two mounts, or one given once or twice) and does random operations on them:
 
-    python -m tests.filesystem.trial [--seed N] [--steps N] [--trials N] DIRECTORY [DIRECTORY]
+    python -m tests.filesystem.trial [--seed N] [--steps N] [--trials N] [--reduce] DIRECTORY [DIRECTORY]
 """
 
 import argparse
+import itertools
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tests.filesystem import operations as ops
@@ -25,6 +26,8 @@ Files = Mapping[str, Any]
 
 class Difference(AssertionError):  # noqa: N818
     """A filesystem and the model disagree."""
+
+    actions: "list[Action]"
 
 
 class Trial:
@@ -143,37 +146,88 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
-def walk(trial: Trial, rng: random.Random, steps: int) -> None:
-    """Do random operations on random mounts, and look through random ones after each."""
-    mounts = sorted(trial.hands)
-    for _ in range(steps):
-        while not trial.do(rng.choice(mounts), rng.choice(USERS), ops.random_operation(rng.choice)):
-            pass
-        for mount in rng.sample(mounts, rng.choice((0, len(mounts), len(mounts), 1))):
+Action = tuple[str, User | None, Operation | None]
+"""An operation on a mount, or a look at it."""
+
+
+def random_actions(mounts: list[str], rng: random.Random, looks: float) -> Iterator[Action]:
+    """Choose operations on random mounts without end, and look through random ones after that share of them."""
+    while True:
+        yield rng.choice(mounts), rng.choice(USERS), ops.random_operation(rng.choice)
+        for mount in rng.sample(mounts, rng.randint(1, len(mounts)) if rng.random() < looks else 0):
+            yield mount, None, None
+
+
+def act(trial: Trial, actions: Iterable[Action], steps: int) -> list[Action]:
+    """Do that many operations and look through every mount; gives what was done, of which a Difference has its own list."""
+    done: list[Action] = []
+    try:
+        for mount, user, operation in actions:
+            if len(done) >= steps:
+                break
+            done.append((mount, user, operation))
+            if user is None or operation is None:
+                trial.look(mount)
+            elif not trial.do(mount, user, operation):
+                done.pop()
+        for mount in sorted(trial.hands):
+            done.append((mount, None, None))
             trial.look(mount)
-    for mount in mounts:
-        trial.look(mount)
+    except Difference as difference:
+        difference.actions = done
+        raise
+    return done
+
+
+def reduced(actions: list[Action], fails: Callable[[list[Action]], bool]) -> list[Action]:
+    """Leave actions out as long as what is left still fails."""
+    size = len(actions) // 2
+    while size:
+        at = 0
+        while at < len(actions):
+            fewer = actions[:at] + actions[at + size :]
+            if fails(fewer):
+                actions = fewer
+            else:
+                at += size
+        size //= 2
+    return actions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--reduce", action="store_true", help="try to fail with fewer operations")
+    parser.add_argument("--looks", type=float, default=0.7)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("directory", nargs="+")
     options = parser.parse_args()
     roots = dict(zip("ABCDEFGH", options.directory, strict=False))
     hands = {mount: Hands() for mount in roots}
     seen: Counter[str] = Counter()
-    for seed in range(options.seed, options.seed + options.trials):
-        trial = Trial(hands, roots, f"trial-{os.getpid()}-{seed}")
+    numbers = itertools.count()
+
+    def attempt(actions: Iterable[Action], steps: int) -> Difference | None:
+        trial = Trial(hands, roots, f"trial-{os.getpid()}-{next(numbers)}")
         try:
-            walk(trial, random.Random(seed), options.steps)
+            act(trial, actions, steps)
         except Difference as difference:
-            print(f"seed {seed}: {difference}")
-            sys.exit(1)
-        trial.end()
-        seen += trial.seen
+            return difference
+        finally:
+            seen.update(trial.seen)
+            trial.end()
+        return None
+
+    for seed in range(options.seed, options.seed + options.trials):
+        difference = attempt(random_actions(sorted(roots), random.Random(seed), options.looks), options.steps)
+        if difference is None:
+            continue
+        print(f"seed {seed}: {difference}", flush=True)
+        if options.reduce:
+            shortest = reduced(difference.actions, lambda fewer: attempt(fewer, len(fewer)) is not None)
+            print(f"reduced: {attempt(shortest, len(shortest))}")
+        sys.exit(1)
     for what, count in sorted(seen.items()):
         print(f"{count:8} {what}")
 
