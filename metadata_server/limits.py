@@ -35,6 +35,8 @@ CONNECT_S: Final = 10.0
 """One attempt to connect, the handshake in it."""
 INLINE_WAIT_S: Final = 0.0003
 """A client's call waits this long for its answer without giving other tasks the processor: a task switch costs a third of a call."""
+CLIENT_TURN_S: Final = 0.002
+"""A client whose calls never sleep lets other tasks of its process run this often."""
 PUMP_WAIT_S: Final = 0.001
 """After it answered something, the server's loop waits this long for more before it lets other tasks run."""
 PUMP_TURN_S: Final = 0.005
@@ -55,6 +57,8 @@ LEASES_PER_SESSION_HARD: Final = 4_000_000
 """From here on it is granted none: only open files keep that many."""
 EVICTIONS: Final = 256
 """Leases one session is asked for at once because it has too many."""
+MISSED_RELOCATIONS: Final = 262_144
+"""Relocated segments that are kept for a session without a connection; it lasts its lease time."""
 
 assert SLOTS_NEVER_WAITING < SLOTS
 assert READ_DIRECTORY_ENTRIES * (4096 + 600) < MESSAGE_BYTES, "a listing of symbolic links fits in a message"

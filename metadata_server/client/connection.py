@@ -26,7 +26,7 @@ from metadata_server.client.observer import Observer
 from metadata_server.client.slots import ClientSlots, Pending
 from metadata_server.client.transport import SessionEndedError, connect
 from metadata_server.client.validity import Validity
-from metadata_server.limits import HEARTBEATS_PER_LEASE, INLINE_WAIT_S, RECONNECT_S
+from metadata_server.limits import CLIENT_TURN_S, HEARTBEATS_PER_LEASE, INLINE_WAIT_S, RECONNECT_S
 from metadata_server.protocol import messages, requests
 from metadata_server.protocol.address import parse_address
 from metadata_server.protocol.arguments import arguments_of
@@ -115,7 +115,7 @@ class Client:
         """Something changed that a call which cannot be sent waits for: a slot, or the connection."""
         self._heartbeats: deque[tuple[int, float]] = deque()
         self._recalls: set[int] = set()
-        self._unstarted = 0
+        self._turned = 0.0
         self._waiters = 0
         self._is_flushing = False
         self._is_lost = False
@@ -135,7 +135,7 @@ class Client:
         `install` runs synchronously as the answer is taken off the connection, before anything behind it is looked at: the place to fill
         caches, since from then on the leases it grants are held. It runs even if the caller was cancelled meanwhile.
         OperationError as the server says; SessionLostError if the session ended; ServerUnreachableError after `DURABLE_WAIT_S`.
-        Cancelled after the request was sent, it may or may not take effect. Does not always give other tasks a turn.
+        Cancelled after the request was sent, it may or may not take effect. Other tasks get a turn every `CLIENT_TURN_S`, not every call.
         """
         sent = self._monotonic()
         never_waits = request.opcode in _NEVER_WAITING
@@ -159,8 +159,9 @@ class Client:
             self._wait_inline(pending)
         if not pending.is_done:
             await self._wait(pending)
-        elif self._unstarted:
+        elif self._recalls or sent - self._turned > CLIENT_TURN_S:
             await trio.lowlevel.cancel_shielded_checkpoint()
+            self._turned = sent
         if pending.error is not None:
             raise pending.error
         return pending.value
@@ -279,7 +280,7 @@ class Client:
                 value = pending.decode(answer.value)
                 if pending.install is not None:
                     value = pending.install(value)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # it is the caller's
                 pending.finish(None, error)
             else:
                 pending.finish(value, None)
@@ -290,12 +291,10 @@ class Client:
         self._validity.recalled(recall.recall)
         if recall.recall not in self._recalls:
             self._recalls.add(recall.recall)
-            self._unstarted += 1
             assert self._nursery is not None
             self._nursery.start_soon(self._give_back, recall, self.session)
 
     async def _give_back(self, recall: messages.Recall, session: int) -> None:
-        self._unstarted -= 1
         try:
             kept = await self._observer.recalled(recall.inode, recall.name, recall.keep)
         except Exception:

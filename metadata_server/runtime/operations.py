@@ -79,7 +79,7 @@ class Operations:
             return
         try:
             touches = self._tree.touches(operation.session, request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # answered, whatever it is
             self._fail(operation, error)
             return
         if (self.waiting and self.waiting.is_awaited(touches)) or self.leases.in_the_way(operation.session, touches):
@@ -126,7 +126,7 @@ class Operations:
             return [want for want in operation.wants if operation.told is None or want not in operation.told]
         try:
             touches = self._tree.touches(operation.session, operation.request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # answered, whatever it is
             self._fail(operation, error)
             return None
         self.waiting.enter(operation, [touch.inode for touch in touches])
@@ -369,7 +369,7 @@ class Operations:
         return result
 
     def _tell_again(self, number: int, request: requests.Commit) -> None:
-        """Where attributes are about to change, of which this session was told: tell it once more afterwards, it is given those of before."""
+        """Tell a holder once more of attributes that are about to change, after they have: it is being given those of before."""
         session = self._sessions.get(number)
         if session is None:
             return

@@ -111,7 +111,7 @@ class Pump:
                 log.warning("%s: %s", listener.address, error)
                 continue
             except OSError as error:
-                log.error("%s accepts nobody for a moment: %s", listener.address, error)
+                log.warning("%s accepts nobody for a moment: %s", listener.address, error)
                 self._epoll.unregister(listener.fileno())
                 self._resting.append(listener)
                 return

@@ -56,7 +56,6 @@ class Server:
 
     def commit(self) -> None:
         """Commit what requests have changed, and send what it led to. What other code is to commit with `tree.commit` comes after it."""
-        self._service.operations.round.is_dirty = True
         self._pump.finish()
 
     def stop(self) -> None:
@@ -106,6 +105,7 @@ async def serve(
             listener.close()
         pump.finish()
         pump.close()
+        syncs.ask([])
         syncs.close()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from core.world import World
 from metadata_server.engine.rows import SessionRow
-from metadata_server.limits import EVICTIONS, LEASES_PER_SESSION, SESSIONS
+from metadata_server.limits import EVICTIONS, LEASES_PER_SESSION, MISSED_RELOCATIONS, SESSIONS
 from metadata_server.protocol import messages, requests
 from metadata_server.protocol.arguments import decode_request
 from metadata_server.protocol.errors import OperationError
@@ -216,6 +216,9 @@ class Service:
         session.is_resumed = True
         session.was_restarted = False
         self.operations.repeat_recalls(session)
+        missed, session.missed = session.missed, []
+        if missed and session.outlet is not None:
+            self.operations.round.say(session.outlet, b"".join(messages.relocated_frames(missed)))
         self._may_leave_grace()
 
     def _may_leave_grace(self) -> None:
@@ -305,8 +308,14 @@ class Service:
 
     def relocated(self, sequences: Iterable[int]) -> None:
         """Tell all clients that the blocks of these segments stand elsewhere now. Leaves with the next `finish`."""
-        frames = b"".join(messages.relocated_frames(sequences))
-        if frames:
-            for session in self.sessions:
-                if session.outlet is not None:
-                    self.operations.round.say(session.outlet, frames)
+        every = list(sequences)
+        if not every:
+            return
+        frames = b"".join(messages.relocated_frames(every))
+        for session in self.sessions:
+            if session.outlet is not None and session.is_resumed:
+                self.operations.round.say(session.outlet, frames)
+            elif len(session.missed) + len(every) <= MISSED_RELOCATIONS:
+                session.missed += every
+            else:
+                self._end(session, f"it missed {MISSED_RELOCATIONS} relocated segments")

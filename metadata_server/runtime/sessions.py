@@ -8,16 +8,18 @@ Invariants:
 
 import hmac
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
 from metadata_server.engine.rows import AnswerRow, SessionRow
 from metadata_server.protocol.handshake import TOKEN_BYTES
 from metadata_server.runtime.leases import Want
-from metadata_server.runtime.ports import Outlet
 from metadata_server.runtime.slots import Kept, Slots
 from metadata_server.runtime.waiting import Operation
+
+if TYPE_CHECKING:
+    from metadata_server.runtime.ports import Outlet
 
 assert TOKEN_BYTES >= 16
 
@@ -37,8 +39,19 @@ class Session:
     """One session."""
 
     __slots__ = (
-        "client", "epoch", "evictions", "heard", "is_resumed", "number", "operations", "outlet", "recalls", "slots", "token", "was_restarted",
-    )  # fmt: skip
+        "client",
+        "epoch",
+        "heard",
+        "is_resumed",
+        "missed",
+        "number",
+        "operations",
+        "outlet",
+        "recalls",
+        "slots",
+        "token",
+        "was_restarted",
+    )
 
     def __init__(self, row: SessionRow, heard: float, *, is_new: bool) -> None:
         self.number: Final = row.session
@@ -56,8 +69,8 @@ class Session:
         self.is_resumed = is_new
         self.was_restarted = not is_new
         """The server does not know what it holds."""
-        self.evictions = 0
-        """Recalls among these that only make room."""
+        self.missed: list[int] = []
+        """Segments that were relocated while it had no connection."""
 
     def deadline(self, lease_s: float) -> float:
         """Give the time at which it ends if nothing more is heard of it."""

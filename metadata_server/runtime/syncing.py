@@ -4,6 +4,7 @@ The loop calls `ask` and `take_done`; the thread of this module calls `sync` and
 descriptor that the loop waits on. A durable commit costs two wake-ups beside the sync itself, and no other operation waits for it.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -39,10 +40,8 @@ class SyncThread:
 
     def take_done(self) -> list[tuple[Answers, Exception | None]]:
         """Give the answers whose sync is done, each with the error it ended in."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event)
-        except BlockingIOError:
-            pass
         done = []
         while not self._done.empty():
             done.append(self._done.get_nowait())

@@ -11,13 +11,15 @@ from bisect import insort
 from collections.abc import Iterable
 from itertools import count
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metadata_server.protocol.requests import Request
-from metadata_server.runtime.leases import Want
 from metadata_server.runtime.ports import Outlet
 from metadata_server.runtime.slots import Slot
 from metadata_server.tree.state import Touch
+
+if TYPE_CHECKING:
+    from metadata_server.runtime.leases import Want
 
 _arrival = attrgetter("arrival")
 

@@ -1,8 +1,10 @@
 """Leases between real clients of a real metadata server: who is asked for what, when, and what happens to who does not answer."""
 
+import contextlib
 import errno
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -266,5 +268,63 @@ def test_two_clients_that_want_the_same_two_inodes_crosswise_both_get_them(serve
                     for _ in range(3):
                         nursery.start_soon(take, one, (first, second))
                         nursery.start_soon(take, other, (second, first))
+
+    trio.run(main)
+
+
+class Partition:
+    """Passes bytes between a client and a server until it is told to pass none."""
+
+    def __init__(self, server: MetadataServer, place: Path) -> None:
+        self.address = f"unix:{place}"
+        self.process = server.process
+        self._server = server.address.removeprefix("unix:")
+        self._place = place
+        self.is_cut = False
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listening = trio.socket.socket(trio.socket.AF_UNIX)
+        await listening.bind(str(self._place))
+        listening.listen(10)
+        task_status.started()
+        async with trio.SocketListener(listening), trio.open_nursery() as nursery:
+            while True:
+                client, _ = await listening.accept()
+                server = await trio.open_unix_socket(self._server)
+                nursery.start_soon(self._pass, trio.SocketStream(client), server)
+                nursery.start_soon(self._pass, server, trio.SocketStream(client))
+
+    async def _pass(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
+        async with source, sink:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for data in source:
+                    while self.is_cut:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                    await sink.send_all(data)
+
+
+def test_a_client_cut_off_stops_trusting_its_leases_before_others_get_them(
+    impatient: MetadataServer, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        partition = Partition(impatient, tmp_path / "partition")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partition.run)
+            async with holder(partition) as cut, holder(impatient) as other:  # type: ignore[arg-type]
+                inode = await cut.make(b"file-cut")
+                session = cut.client.session
+                partition.is_cut = True
+                began = time.monotonic()
+                found = await other.look_up(b"file-cut")
+                assert found is not None and found.attributes.inode == inode
+                assert not cut.client.lease_valid()
+                assert time.monotonic() - began < 2.5
+                partition.is_cut = False
+                with trio.fail_after(10):
+                    while cut.client.session == session:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                assert cut.sessions_lost == 1
+                assert (await cut.look_up(b"file-cut")) is not None
+            nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -83,7 +83,9 @@ class Client:
 
     def reconnect(self, service: Service) -> None:
         """Lose the connection and what is on it, and come back."""
-        self.peer.service.disconnected(self.peer)
+        if self.peer.service is service:  # else that server is dead
+            service.disconnected(self.peer)
+            service.finish()
         self.recalls.clear()
         self.peer = Peer(service)
         if self.peer.greet(self.session, self.token).claims_wanted:

@@ -400,3 +400,16 @@ def test_everybody_is_told_of_relocated_segments() -> None:
     service.finish()
     for each in peers:
         assert each.take()[-1] == (RELOCATED, (4, 5))
+
+
+def test_who_had_no_connection_is_told_of_relocated_segments_when_it_comes_back() -> None:
+    service = fake_service()
+    one = Peer(service)
+    welcome = one.greet()
+    service.disconnected(one)
+    service.relocated([4, 5])
+    again = Peer(service)
+    again.greet(welcome.session, welcome.token)
+    service.relocated([6])
+    again.say(RESUMED_FRAME)
+    assert again.take() == [(RELOCATED, (4, 5, 6))]
