@@ -6,6 +6,7 @@ Counted by the mount's one thread in plain lists; read by it, and by the thread 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -54,9 +55,12 @@ class Meter:
         """Give the counters of one kind of request."""
         return self.operations.setdefault(operation, OperationCounters())
 
+    def used(self) -> dict[str, OperationCounters]:
+        """Give the counters of the kinds of requests that were made, sorted."""
+        return {name: each for name, each in sorted(self.operations.items()) if any(each.totals)}
+
     def stats(self) -> dict[str, object]:
         """Give everything for programs."""
-        used = {name: each for name, each in self.operations.items() if each.totals[0] or each.totals[1]}
         return {
             **self.facts,
             "operations": {
@@ -67,7 +71,7 @@ class Meter:
                     "p50_us": each.quantile_us(0.5),
                     "p99_us": each.quantile_us(0.99),
                 }
-                for name, each in sorted(used.items())
+                for name, each in self.used().items()
             },
             "figures": dict(self.figures()),
         }
@@ -79,11 +83,10 @@ class Meter:
     def summary(self) -> str:
         """Give a table for people."""
         lines = [f"{'operation':<12} {'count':>10} {'errors':>8} {'mean µs':>9} {'p99 µs <':>9}"]
-        for name, each in sorted(self.operations.items()):
+        for name, each in self.used().items():
             count, errors, spent_ns = each.totals
-            if count or errors:
-                mean = spent_ns / count / 1000 if count else 0.0
-                lines.append(f"{name:<12} {count:>10} {errors:>8} {mean:>9.1f} {each.quantile_us(0.99):>9}")
+            mean = spent_ns / count / 1000 if count else 0.0
+            lines.append(f"{name:<12} {count:>10} {errors:>8} {mean:>9.1f} {each.quantile_us(0.99):>9}")
         lines += [f"{name:<32} {value:>14g}" for name, value in sorted(self.figures().items())]
         return "\n".join(lines)
 
@@ -100,7 +103,7 @@ class MountCollector(Collector):
         latency = HistogramMetricFamily(
             "blockyard_fuse_request_seconds", "Time from the kernel's request to our answer.", labels=["operation"]
         )
-        for name, each in list(self._meter.operations.items()):
+        for name, each in self._meter.used().items():
             failed.add_metric([name], each.totals[1])
             reached, buckets = 0, []
             for power, count in enumerate(each.buckets[:-1]):
@@ -127,5 +130,4 @@ def prometheus_text(meter: Meter) -> bytes:
 
 def resident_bytes() -> int:
     """Give this process's memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
