@@ -60,7 +60,7 @@ class OpenFiles:
             node.opens -= 1
             self._nodes.consider(node)
             raise
-        return self._opened(node, flags)
+        return self._opened(node, flags, ctx.uid)
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
@@ -74,13 +74,13 @@ class OpenFiles:
                 raise OperationError(errno.ESTALE) from None
             raise
         node.opens += 1
-        return self._opened(node, flags), self._naming.entry(self._nodes.known(parent), name, node)
+        return self._opened(node, flags, ctx.uid), self._naming.entry(self._nodes.known(parent), name, node)
 
-    def _opened(self, node: Node, flags: int) -> pyfuse3.FileInfo:
+    def _opened(self, node: Node, flags: int, uid: int) -> pyfuse3.FileInfo:
         writable = bool(flags & _WRITING)
         if writable:
             node.writers += 1
-        handle = Handle(node, writable, append=bool(flags & os.O_APPEND))
+        handle = Handle(node, writable, append=bool(flags & os.O_APPEND), uid=uid)
         number = pyfuse3.FileHandleT(self._state.add_handle(handle))
         return pyfuse3.FileInfo(fh=number, keep_cache=True, direct_io=handle.append)
 
@@ -92,7 +92,7 @@ class OpenFiles:
             self._leases.end(node)
 
     async def _drop_privileges(self, node: Node) -> None:
-        """Take setuid and setgid from a file that somebody else than root emptied; of O_TRUNC the kernel leaves that to us."""
+        """Take setuid and setgid from a file that not root changes. Of O_TRUNC and direct I/O the kernel leaves that to us."""
         mode = stat.S_IMODE(node.entry.st_mode)
         kept = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
         if kept != mode:
@@ -170,6 +170,8 @@ class OpenFiles:
                 node.fills += 1
         finally:
             self._leases.end(node)
+        if handle.uid and handle.append:
+            await self._drop_privileges(node)
         if end != offset:
             await kernel.forget_pages(node.inode)
         return len(buffer)

@@ -31,12 +31,13 @@ class AtimePolicy(enum.Enum):
 
 @dataclass(slots=True)
 class Handle:
-    """An open file. `content` is that of a virtual file."""
+    """An open file. `content` is that of a virtual file, `uid` whose process opened it."""
 
     node: Node
     writable: bool
     append: bool
     content: bytes | VirtualReader | None = None
+    uid: int = 0
 
 
 @dataclass(slots=True)
