@@ -41,6 +41,8 @@ class WorkingSet:
 
         self.cookie_of = cookie_of
         """Give the cookie of a name: keyed, so that nobody can choose names of equal cookies."""
+        self.version = 0
+        """Changes with every change of an inode or a name."""
         self._forget()
 
     def _forget(self) -> None:
@@ -124,6 +126,7 @@ class WorkingSet:
 
     def rollback(self) -> None:
         """Forget everything since the last commit, and all caches."""
+        self.version += 1
         self.engine.rollback()
         self._forget()
 
@@ -173,14 +176,17 @@ class WorkingSet:
 
     def changed(self, row: Inode) -> None:
         """Note that a row was changed or is new."""
+        self.version += 1
         self._changed_inodes[row.number] = row
 
     def add(self, row: Inode) -> None:
         """Put a new inode in."""
+        self.version += 1
         self._inodes[row.number] = self._changed_inodes[row.number] = row
 
     def discard(self, number: int) -> None:
         """Take an inode out for good."""
+        self.version += 1
         self._inodes.pop(number, None)
         self._old_inodes.pop(number, None)
         self._changed_inodes[number] = None
@@ -207,6 +213,7 @@ class WorkingSet:
 
     def set_child(self, directory: int, name: bytes, child: int) -> None:
         """Let a name lead to an inode, or to nothing with 0."""
+        self.version += 1
         key = (directory, name)
         self._entries[key] = self._changed_entries[key] = child
 

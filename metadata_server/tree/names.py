@@ -42,13 +42,23 @@ def lookup(state: State, request: Lookup) -> Answer:
     return state.node(row), [(request.directory, Lease.READ), (row.number, Lease.READ)]
 
 
-def _listed(state: State, request: ReadDirectory) -> tuple[list[EntryRow], list[Inode], bool]:
+Listed = tuple[list[EntryRow], list[Inode], bool]
+
+
+def _listed(state: State, request: ReadDirectory) -> Listed:
+    """Give the entries to be listed. What was found for its touches is what is answered, if nothing changed in between."""
+    version = state.rows.version
+    if state.listed is not None and state.listed[0] is request and state.listed[1] == version:
+        found: Listed = state.listed[2]
+        return found
     state.need_directory(request.directory)
     if not 0 < request.limit <= limits.LISTING_ENTRIES or request.after < 0:
         raise OperationError(errno.EINVAL, f"1 to {limits.LISTING_ENTRIES} entries from a cookie on can be listed")
     after = min(request.after, (1 << 63) - 1)
     entries, complete = state.rows.entries(request.directory, after, request.limit)
-    return entries, state.rows.inodes([entry.child for entry in entries]), complete
+    found = entries, state.rows.inodes([entry.child for entry in entries]), complete
+    state.listed = (request, version, found)
+    return found
 
 
 def touch_listing(state: State, request: ReadDirectory) -> list[Touch]:
@@ -60,6 +70,7 @@ def touch_listing(state: State, request: ReadDirectory) -> list[Touch]:
 def listing(state: State, request: ReadDirectory) -> Answer:
     """Apply ReadDirectory."""
     entries, nodes, complete = _listed(state, request)
+    state.listed = None
     grants = [(request.directory, Lease.READ)]
     grants += [(row.number, Lease.READ) for row in nodes]
     node = state.node

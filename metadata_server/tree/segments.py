@@ -17,6 +17,8 @@ from metadata_server.protocol.requests import TakeSequences
 from metadata_server.tree import limits
 from metadata_server.tree.state import NO_GRANTS, Answer, State
 
+_MOST = 1 << 40
+
 Deltas = dict[int, int]
 """Changes of live blocks by sequence."""
 
@@ -48,7 +50,7 @@ def check_closed(state: State, session: int, closed: list[ClosedSegment]) -> Non
     """Refuse to close segments of others."""
     for each in closed:
         check_owner(state, session, each[0])
-        if each[1] < 0 or each[2] < 0:
+        if not (0 <= each[1] <= _MOST and 0 <= each[2] <= _MOST):
             raise OperationError(errno.EINVAL, f"segment {each[0]} is said to have {each[1]} blocks in {each[2]} bytes")
 
 

@@ -49,6 +49,8 @@ class State:
     def __init__(self, rows: WorkingSet, now_ns: Callable[[], int]) -> None:
         self.rows = rows
         self.now_ns = now_ns
+        self.listed: tuple[object, int, Any] | None = None
+        """The last listing that was looked at and not yet answered: (request, version of the rows, what was found)."""
 
     def need(self, number: int) -> Inode:
         """Give an inode; ESTALE if there is none."""

@@ -138,6 +138,12 @@ def test_nobody_commits_into_the_segments_of_others(world):
     assert world.refused(commit) == errno.EINVAL
 
 
+def test_a_segment_is_not_closed_with_impossible_figures(world):
+    for blocks, stored in ((-1, 0), (0, -1), (1 << 70, 0)):
+        closed = [ClosedSegment(world.first, blocks, stored)]
+        assert world.refused(r.Commit([], closed, False)) == errno.EINVAL
+
+
 def test_sequences_are_given_once_and_within_bounds(world):
     assert world.sequences(10) == world.first + 2000
     world.reopen()

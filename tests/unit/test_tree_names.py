@@ -211,6 +211,16 @@ def test_a_listing_is_in_pieces_ordered_stable_and_complete(world):
     assert all(entry.node.attributes.inode == world.look(entry.name) for entry in seen[1:])
 
 
+def test_a_listing_is_of_the_moment_it_is_answered(world):
+    inode = world.file(b"a")
+    request = r.ReadDirectory(ROOT, 0, 9)
+    world.tree.touches(SESSION, request)
+    world.do(r.SetAttributes(inode, 0o600, None, None, None, None))
+    world.file(b"b")
+    listed = {entry.name: entry.node.attributes.mode for entry in world.do(request).entries}
+    assert listed == {b"a": FILE | 0o600, b"b": FILE | 0o644}
+
+
 def test_a_name_keeps_its_cookie_over_restarts_and_other_filesystems_have_others(world, tmp_path):
     world.file(b"a")
     cookie = world.do(r.ReadDirectory(ROOT, 0, 9)).entries[0].cookie
