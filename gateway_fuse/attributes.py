@@ -95,12 +95,13 @@ class AttributeHandlers:
     async def readlink(self, inode: int, _ctx: object) -> bytes:
         """Answer READLINK."""
         node = self._own(inode)
-        if node.inline is None or not node.fresh or not self._lease_valid():
-            await self._leases.fetch(node)
-        if node.inline is None:
-            raise OperationError(errno.EINVAL, f"inode {inode} is no symbolic link, or the lease on it has just ended")
+        target = node.inline
+        if target is None or not node.fresh or not self._lease_valid():
+            target = (await self._leases.fetch(node)).inline
+        if target is None:
+            raise OperationError(errno.EINVAL, f"inode {inode} is no symbolic link")
         self._state.note_access(node)
-        return node.inline
+        return target
 
     async def access(self, _inode: int, _mode: int, _ctx: object) -> bool:
         """Answer ACCESS: the kernel checks permissions by itself (default_permissions)."""

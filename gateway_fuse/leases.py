@@ -38,15 +38,19 @@ class Leases:
             self._renewed.set()
             self._renewed = None
 
-    async def fetch(self, node: Node, lease: int = _READ) -> None:
-        """Have the server's present state of an inode shown in `node`. ESTALE if it is gone. The lease may have ended again on return."""
+    async def fetch(self, node: Node, lease: int = _READ) -> NodeValue:
+        """Have the server's present state of an inode shown in `node`, and give it. ESTALE if it is gone.
+
+        The lease may have ended again on return.
+        """
         # A lease that is held is not to be lowered by asking for less.
         wanted = max(lease, node.lease)
 
-        def install(value: NodeValue) -> None:
+        def install(value: NodeValue) -> NodeValue:
             self.nodes.install(value, wanted)
+            return value
 
-        await self.client.call(Acquire(node.inode, wanted), install)
+        return await self.client.call(Acquire(node.inode, wanted), install)
 
     async def confirm(self) -> None:
         """Wait until the server has answered something, so that leases are known to be valid."""

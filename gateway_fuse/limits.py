@@ -8,6 +8,8 @@ NODES: Final = 200_000
 """Inodes a mount knows at a time (about 1 KiB each); the least recently made known go first, and the kernel is asked to forget them."""
 NODES_TRIMMED: Final = 4096
 """How many go at once."""
+NODES_CROWDED: Final = 65_536
+"""How many the kernel is asked to forget at once, where it alone keeps them."""
 ABSENT_NAMES: Final = 4096
 """Names known to be absent in one directory; more are looked up again each time."""
 DIRECTORY_NAMES: Final = 200_000

@@ -16,10 +16,9 @@ import errno
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pyfuse3
-import trio
 
 from gateway_fuse import limits
 from gateway_fuse.directories import Directory
@@ -27,6 +26,9 @@ from gateway_fuse.file_data import FileData
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import ROOT, Attributes, Lease, NodeFlag
 from metadata_server.protocol.model import Node as NodeValue
+
+if TYPE_CHECKING:
+    import trio
 
 _NONE, _READ, _WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
 _XATTRS: Final = int(NodeFlag.XATTRS)
@@ -327,16 +329,22 @@ class NodeCache:
                 self.release(node)
 
     def crowded(self) -> list[tuple[int, bytes]]:
-        """Give the places of nodes the kernel should forget, oldest first; empty while there is room."""
-        if len(self.nodes) <= self._bound:
+        """Give the places of nodes the kernel should forget, oldest first; empty while there is room.
+
+        Directories are left: who works in one would be thrown out of it. The kernel gives them up by itself when memory is short.
+        """
+        excess = min(len(self.nodes) - self._bound, limits.NODES_CROWDED)
+        if excess <= 0:
             return []
-        places = []
+        asked = []
         for node in self.nodes.values():
-            if node.lookups and not node.opens and node.place is not None:
-                places.append(node.place)
-                if len(places) == limits.NODES_TRIMMED:
+            if node.lookups and not node.opens and node.place is not None and not node.is_directory:
+                asked.append(node)
+                if len(asked) == excess:
                     break
-        return places
+        for node in asked:  # next time, it is others' turn
+            self.nodes[node.inode] = self.nodes.pop(node.inode)
+        return [node.place for node in asked if node.place is not None]
 
     def take_releases(self) -> list[int]:
         """Hand out inodes whose leases are to be given up; they count as being released until `released`."""

@@ -13,16 +13,16 @@ Used by the tasks of the FUSE loop only. Invariants:
    `_TURN_S` it lets others run in any case.
 """
 
-import os
 import select
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 import pyfuse3
 import trio
+
+from gateway_fuse.kernel import fuse_descriptor
 
 _DOZE_S: Final = 0.0002
 _TURN_S: Final = 0.002
@@ -120,7 +120,7 @@ class RequestLoop:
 
 def install_request_loop() -> None:
     """Put it in pyfuse3's place, after `pyfuse3.init` and before `pyfuse3.main`."""
-    descriptor = _fuse_descriptor()
+    descriptor = fuse_descriptor()
     if descriptor is None or descriptor >= _SELECTABLE or not hasattr(pyfuse3, _HOOK):
         return
     descriptors = (descriptor,)
@@ -129,16 +129,3 @@ def install_request_loop() -> None:
         return bool(select.select(descriptors, (), (), seconds)[0])
 
     setattr(pyfuse3, _HOOK, RequestLoop(descriptor, ready=ready).wait)
-
-
-def _fuse_descriptor() -> int | None:
-    """Find the descriptor of the kernel's side; this process has one."""
-    found = [int(each.name) for each in Path("/proc/self/fd").iterdir() if _leads_to_fuse(each)]
-    return found[0] if len(found) == 1 else None
-
-
-def _leads_to_fuse(link: Path) -> bool:
-    try:
-        return os.readlink(link) == "/dev/fuse"
-    except OSError:
-        return False

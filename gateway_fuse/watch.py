@@ -90,7 +90,7 @@ class Watch:
         background = self.state.background
         inodes = [node.inode for node in nodes]
         background.start_soon(kernel.forget_all_attributes, inodes)
-        background.start_soon(kernel.forget_entries, places)
+        background.start_soon(kernel.forget_all_names, places)
         for node in nodes:
             if node.fills:
                 node.fills = 0

@@ -21,7 +21,9 @@ class Keeper:
         return FileData(a.inode, a.size, a.mtime_ns, a.ctime_ns, room, a.blocks, inline)
 
 
-def value(inode: int, *, size: int = 0, nlink: int = 1, flags: int = 0, mode: int = 0o100644, ctime_ns: int = 5) -> Node:
+def value(
+    inode: int, *, size: int = 0, nlink: int = 1, flags: int = 0, mode: int = 0o100644, ctime_ns: int = 5
+) -> Node:
     return Node(Attributes(inode, mode, nlink, 1, 2, 0, size, 8, 3, 4, ctime_ns, flags), b"", None)
 
 
@@ -144,7 +146,14 @@ def test_the_kernel_is_asked_to_forget_when_it_alone_keeps_nodes_alive(cache):
     for inode in range(2, 30):
         node = cache.count_lookup(cache.install(value(inode), READ))
         node.place = (1, b"%d" % inode)
-    assert cache.crowded()[0] == (1, b"2")
+    folder = cache.count_lookup(cache.install(value(30, mode=stat.S_IFDIR | 0o755), READ))
+    folder.place = (1, b"folder")
+    first = cache.crowded()
+    assert first[0] == (1, b"2")
+    assert len(first) == 29 - 10, "as many as there are too many"
+    again = cache.crowded()
+    assert again[0] == (1, b"21"), "who was asked in vain is asked last"
+    assert (1, b"folder") not in first + again, "somebody may work in a directory"
 
 
 def test_claims_are_what_is_held_and_what_is_open_without_a_lease(cache):
