@@ -100,7 +100,7 @@ class Claim:
         try:
             newest = self._records.newest()
             if newest is not None and not exists(self.directory):
-                raise NotFoundError(_lost(self.filesystem.info.name, self.directory, newest))
+                raise _lost(self.filesystem.info.name, self.directory, newest)
             self._open_engine()
             if newest is None:
                 self._begin_tree()
@@ -178,6 +178,16 @@ def take_claim(filesystem: Filesystem, directory: Path) -> Claim:
     return claim
 
 
+def require_database(filesystem: Filesystem, directory: Path) -> None:
+    """Return if there is metadata in a directory; NotFoundError that says where it was, or that there never was any."""
+    if exists(directory):
+        return
+    newest = MetadataRecords(filesystem).newest()
+    if newest is None:
+        raise NotFoundError(f"the filesystem {filesystem.info.name} was never served: it has no metadata yet")
+    raise _lost(filesystem.info.name, directory, newest)
+
+
 def make_directory(directory: Path) -> None:
     """Make a data directory that only its owner may look into."""
     try:
@@ -186,8 +196,8 @@ def make_directory(directory: Path) -> None:
         raise WorldError(f"cannot make the data directory {directory}: {error.strerror}") from error
 
 
-def _lost(name: str, directory: Path, newest: MetadataPlace) -> str:
-    return (
+def _lost(name: str, directory: Path, newest: MetadataPlace) -> NotFoundError:
+    return NotFoundError(
         f"the metadata of filesystem {name} is not in {directory}; it was in {newest.directory} on host {newest.host}. "
         "Serve it from there, or bring that directory here and name it with --data-dir; if it is lost, restore a dump with "
         "`blockyard fs load`"

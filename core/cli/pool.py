@@ -12,6 +12,7 @@ from core.cli.session import Session
 from core.config import PoolSettings
 from core.crypto.aead import Algorithm
 from core.errors import UsageError
+from core.filesystem.filesystems import filesystem_names
 from core.pool.key_files import KeyFile, default_key_path, save_key_file
 from core.pool.keyring import NewOpener, slots_of
 from core.pool.pool import Pool, create_pool
@@ -107,6 +108,7 @@ def info(session: Session, pool: str, as_json: bool) -> None:
             "writers": sum(each.retired is None for each in opened.description.writers),
             "slots": len(slots_of(opened)),
             "images": len(image_names(opened)),
+            "filesystems": len(filesystem_names(opened)),
         }
     if as_json:
         print_json(facts)

@@ -18,7 +18,7 @@ from core.errors import AlreadyExistsError, NotFoundError, WorldError
 from core.filesystem.filesystems import Filesystem, open_filesystem
 from core.filesystem.serving import MetadataRecords
 from core.units import format_size
-from metadata_server.claim import data_directory, take_claim
+from metadata_server.claim import data_directory, require_database, take_claim
 from metadata_server.client.places import server_places
 from metadata_server.engine.sqlite import exists
 from metadata_server.maintenance import inventory
@@ -68,6 +68,7 @@ def check(
         if not exists(directory) and MetadataRecords(opened).newest() is None:
             click.echo(f"{name} was never served: there is nothing to check", err=as_json)
             click.get_current_context().exit(0)
+        require_database(opened, directory)
         with _bar() as progress:
             first, last = _run(opened, directory, options, progress, repair=repair)
     status = 0 if first.is_clean else MENDED if repair and last.is_clean else DAMAGED
@@ -93,6 +94,7 @@ def dump(session: Session, filesystem: str, target: Path, data_dir: Path | None,
     with session.pool_of_filesystem(filesystem) as (pool, name), _bar() as progress:
         opened = open_filesystem(pool, name)
         directory = data_directory(opened, data_dir)
+        require_database(opened, directory)
         if target == _STANDARD:
             items = write_dump(opened, directory, sys.stdout.buffer, progress)
         else:

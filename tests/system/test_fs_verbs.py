@@ -88,6 +88,7 @@ def test_a_filesystem_is_made_listed_shown_renamed_and_removed(house: House) -> 
     (row,) = command.json("fs", "ls", command.pool)
     assert row["name"] == "home"
     assert command.json("image", "ls", command.pool) == []
+    assert command.json("pool", "info", command.pool)["filesystems"] == 1
     facts = command.json("fs", "info", house.fs)
     assert (facts["id"], facts["metadata"], facts["served_by"]) == (row["id"], None, None)
     assert "none yet" in command.run("fs", "info", house.fs)
@@ -181,6 +182,7 @@ def test_lost_metadata_is_never_served_as_an_empty_filesystem_and_comes_back_fro
     for options in ([], ["--data-dir", data], ["--data-dir", house.root / "new"]):
         told = command.run("metadata-server", house.fs, *options, status=3)
         assert str(data) in told and "fs load" in told
+    assert "fs load" in command.run("fs", "check", house.fs, status=3)
     cut = house.root / "cut"
     cut.write_bytes(dump.read_bytes()[:-3])
     assert "cut short" in command.run("fs", "load", house.fs, cut, "--data-dir", data, status=7)
