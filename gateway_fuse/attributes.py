@@ -165,7 +165,8 @@ class AttributeHandlers:
                 node.flags |= int(NodeFlag.XATTRS) if answer else 0
             return answer
 
-        return await self._call(GetXattrs(node.inode), install)
+        with self._leases.asking(node):
+            return await self._call(GetXattrs(node.inode), install)
 
     # statfs.
 

@@ -3,12 +3,18 @@
 1. A request *uses* a file between `begin` and `end`; meanwhile its lease is not given up. It waits for nothing then but what the server
    answers in spite of a recall (ReadMap, Commit) and the store.
 2. Nobody begins to use a file that is `stalled`: a recall has begun to take it away.
+3. A request that waits for the server to tell of an inode may hold locks of the kernel: that of pages of the file (READ, WRITE), that of
+   the directory or of its parent (permission checks before a name is changed). `asking` counts them, so that recalls do not wait for it.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dataclasses import dataclass, field
 
 import trio
 
+from gateway_fuse.directories import Directory
 from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.connection import Client
 from metadata_server.protocol.model import Lease
@@ -26,6 +32,8 @@ class Leases:
     nodes: NodeCache
     _renewed: trio.Event | None = field(default=None)
     """Set while nothing can be written: the session was lost, and its successor has no log yet."""
+    _asking: dict[int, int] = field(default_factory=dict)
+    _waiters: dict[int, list[trio.Event]] = field(default_factory=dict)
 
     def begin_renewal(self) -> None:
         """Let nobody begin to write."""
@@ -50,7 +58,45 @@ class Leases:
             self.nodes.install(value, wanted)
             return value
 
-        return await self.client.call(Acquire(node.inode, wanted), install)
+        with self.asking(node):
+            return await self.client.call(Acquire(node.inode, wanted), install)
+
+    @contextmanager
+    def asking(self, node: Node) -> Iterator[None]:
+        """Let recalls know that a request which may hold locks of the kernel waits for the server (3)."""
+        inode, directories = node.inode, self._locked_for(node)
+        self._asking[inode] = self._asking.get(inode, 0) + 1
+        for event in self._waiters.pop(inode, ()):
+            event.set()
+        for each in directories:
+            each.begin_change()
+        try:
+            yield
+        finally:
+            for each in directories:
+                each.end_change()
+            self._asking[inode] -= 1
+            if not self._asking[inode]:
+                del self._asking[inode]
+
+    def _locked_for(self, node: Node) -> list[Directory]:
+        parent = self.nodes.get(node.place[0]) if node.place is not None and node.is_directory else None
+        return [each.directory for each in (node, parent) if each is not None and each.directory is not None]
+
+    def tell_when_asking(self, inode: int, event: trio.Event) -> None:
+        """Set the event once a request about the inode waits for the server, at once if one does."""
+        if inode in self._asking:
+            event.set()
+        else:
+            self._waiters.setdefault(inode, []).append(event)
+
+    def stop_telling(self, inode: int, event: trio.Event) -> None:
+        """Forget the event."""
+        waiters = self._waiters.get(inode, [])
+        if event in waiters:
+            waiters.remove(event)
+            if not waiters:
+                del self._waiters[inode]
 
     async def confirm(self) -> None:
         """Wait until the server has answered something, so that leases are known to be valid."""

@@ -203,7 +203,7 @@ class MountProgram:
                 background.start_soon(state.tell_access_times)
                 background.start_soon(self._keep_room, state)
                 assert self._observer.watch is not None, "it was built"
-                background.start_soon(self._observer.watch.run, client.lease_s / 16)
+                background.start_soon(self._observer.watch.run, client.lease_s / 64)
                 if not state.readonly:
                     background.start_soon(state.files.run)
                 await self._answer_kernel(state)
@@ -234,7 +234,7 @@ class MountProgram:
             readonly=self._order.options.mount.readonly,
             pool_space=filesystem.store.space,
         )
-        recalls, watch = Recalls(nodes, files, background), Watch(state)
+        recalls, watch = Recalls(nodes, files, state.leases, background), Watch(state)
         observer = self._observer
         observer.nodes, observer.files, observer.recalls, observer.watch = nodes, files, recalls, watch
         trace = Trace()

@@ -5,7 +5,8 @@ invalidation of a name waits for the lock of the directory, which is held for a 
 wait for the server, which waits for our acknowledgement. Hence:
 
 1. Pages are invalidated while the file's requests go on being served under the lease that we still hold; only then are new users stalled.
-   Those in flight wait for nothing but ReadMap, Commit and the store (leases.py), so they end.
+   Those in flight wait for nothing but ReadMap, Commit and the store (leases.py), so they end; but if one waits for the server to grant it
+   more than we hold, the pages it has locked are invalidated after the acknowledgement, as soon as it has its answer.
 2. Reads that went on meanwhile may have filled pages anew: then it is done again, at most INVALIDATION_ROUNDS times; the last round runs
    beside the acknowledgement, for the requests it may wait for are stalled until then.
 3. For names, the acknowledgement waits for the invalidation only while no request of ours waits for the server under the lock of that
@@ -26,6 +27,7 @@ import trio
 from core.errors import BlockyardError
 from gateway_fuse import kernel, limits
 from gateway_fuse.files import Files
+from gateway_fuse.leases import Leases
 from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.errors import OperationError
@@ -52,6 +54,7 @@ class Recalls:
 
     nodes: NodeCache
     files: Files
+    leases: Leases
     background: trio.Nursery
     counters: RecallCounters = field(default_factory=RecallCounters)
     _locks: dict[int, trio.Lock] = field(default_factory=dict)
@@ -167,7 +170,9 @@ class Recalls:
             self.counters.rounds += 1
             if node.fills:
                 node.fills = 0
-                await kernel.forget_pages(node.inode)
+                if not await self._forget_pages(node):
+                    await self._stall(node)
+                    break
             await self._stall(node)
             if last or not node.fills:
                 break
@@ -183,6 +188,24 @@ class Recalls:
                 self.background.start_soon(kernel.forget_pages, node.inode)
         finally:
             self._resume(node)
+
+    async def _forget_pages(self, node: Node) -> bool:
+        """Have pages invalidated; False if that is not waited for (1)."""
+        done, is_done = trio.Event(), False
+
+        async def invalidate() -> None:
+            nonlocal is_done
+            try:
+                await kernel.forget_pages(node.inode)
+                is_done = True
+            finally:
+                done.set()
+
+        self.background.start_soon(invalidate)
+        self.leases.tell_when_asking(node.inode, done)
+        await done.wait()
+        self.leases.stop_telling(node.inode, done)
+        return is_done
 
     async def _stall(self, node: Node) -> None:
         """Let nobody begin to use a file, and return when nobody does."""
