@@ -20,7 +20,7 @@ from mounts import Mounted, SharedFilesystem, comes_true
 from nbd_server import wait_until
 
 PROGRAM = Path(__file__).with_name("fs_writer.py")
-ROUNDS = int(os.environ.get("BLOCKYARD_FS_KILLS", "4"))
+ROUNDS = int(os.environ.get("BLOCKYARD_FS_KILLS", "3"))
 LEASE_S = 3.0
 GRACE_S = 2.0
 VICTIMS = ("mount", "server", "both")
