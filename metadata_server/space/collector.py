@@ -2,7 +2,8 @@
 
 A segment that is dead by its durable row (ledger, 1) is deleted a grace later, and its row is forgotten after that: object first, then
 row, so a crash at any point leaves a row that says the same again. No reader is asked: one who still follows an old place reads it within
-the grace, or meets a missing segment, asks for the map again and finds the blocks elsewhere.
+the grace, or meets a missing segment, asks for the map again and finds the blocks elsewhere. What is dead when a server begins that no
+session waits for needs no grace: a server that lives no longer than a short mount would never give anything back.
 """
 
 from typing import Final
@@ -24,6 +25,8 @@ class Collector:
         self._ledger: Final = ledger
         self._pool: Final = pool
         self._world: Final = world
+        self._grace_s = grace_s
+        self._first = True
         self._condemned = Waiting(grace_s, limits.DEAD_SEGMENTS)
 
     @property
@@ -35,7 +38,8 @@ class Collector:
         """Condemn what died, delete what is due. StoreError leaves what is not deleted for the next time."""
         now_s = self._world.monotonic()
         self._condemned.note(self._ledger.dead_segments(limits.DEAD_SEGMENTS), now_s)
-        due = self._condemned.due(now_s)
+        due = self._condemned.due(now_s + self._grace_s if self._first and self._ledger.nobody_was_here() else now_s)
+        self._first = False
         if due:
             # A power cut must not bring back a row that still needs what is deleted now.
             await self._ledger.make_durable()

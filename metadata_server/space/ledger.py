@@ -34,6 +34,9 @@ class Ledger(Protocol):
     2. A row is forgotten only after its object was deleted.
     """
 
+    def nobody_was_here(self) -> bool:
+        """Say whether no session lived when this server began: then nobody reads what was of no use at that time."""
+
     def dead_segments(self, limit: int) -> Sequence[int]:
         """Give dead segments (1), the oldest first."""
 

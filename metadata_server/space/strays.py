@@ -1,6 +1,7 @@
 """Deleting what no row knows: segments that ended sessions put and never committed.
 
-The pool is listed when the server starts and every hour. What is a stray then, and still is a grace later, is deleted. A number that was
+The pool is listed when the server starts and every hour. What is a stray then, and still is a grace later, is deleted; at once if no
+session lived when the server began. A number that was
 never given out is no stray's: the database may be an older copy of what it was, and then nothing of what it does not know may go.
 """
 
@@ -23,6 +24,8 @@ class Strays:
         self._ledger: Final = ledger
         self._pool: Final = pool
         self._world: Final = world
+        self._grace_s = grace_s
+        self._first = True
         self._found = Waiting(grace_s, limits.STRAYS)
 
     async def look(self) -> int:
@@ -34,7 +37,9 @@ class Strays:
             strays += [sequence for sequence in batch if sequence < end and self._ledger.is_stray(sequence)]
             if len(strays) >= limits.STRAYS:
                 break
-        self._found.note(strays, self._world.monotonic())
+        now_s = self._world.monotonic()
+        self._found.note(strays, now_s - self._grace_s if self._first and self._ledger.nobody_was_here() else now_s)
+        self._first = False
         return len(self._found)
 
     async def sweep(self) -> None:

@@ -47,6 +47,7 @@ class TreeLedger:
         self._served: Final = served
         self._next = self._end = 0
         self._unfinished: set[int] = set()
+        self._nobody = not tree.list_sessions()
         self._epoch = self._transact(self._begin)
 
     def _begin(self) -> int:
@@ -54,6 +55,10 @@ class TreeLedger:
         return self._tree.take_epoch()
 
     # Looking.
+
+    def nobody_was_here(self) -> bool:
+        """No rows of sessions were there."""
+        return self._nobody
 
     def dead_segments(self, limit: int) -> Sequence[int]:
         """Closed without a live block, or of nobody and without one."""

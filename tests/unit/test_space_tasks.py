@@ -57,6 +57,11 @@ class PlainLedger:
     def closed(self, sequence: int) -> bool:
         return self.rows[sequence].blocks is not None
 
+    nobody: bool = False
+
+    def nobody_was_here(self) -> bool:
+        return self.nobody
+
     def dead_segments(self, limit: int) -> Sequence[int]:
         return [
             sequence
@@ -237,6 +242,22 @@ def test_a_dead_segment_goes_after_the_grace_object_first_and_row_after_it(house
     run(house.collector.collect)
     assert house.objects() == [10] and list(house.ledger.rows) == [10]
     assert house.ledger.durable == 1, "nothing is deleted on the word of a row that a power cut takes back"
+
+
+def test_a_server_that_begins_without_sessions_deletes_at_once_what_was_of_no_use_then(house):
+    house.segment(9, [(5, 0, 4)])
+    house.segment(10, [(6, 0, 4)])
+    put_segment(house.disk, 11, [(5, 0, 4)])
+    del house.ledger.maps[5]
+    house.ledger.living.remove(1)
+    house.ledger.nobody = True
+    run(house.strays.look)
+    run(house.strays.sweep)
+    run(house.collector.collect)
+    assert house.objects() == [10]
+    del house.ledger.maps[6]
+    run(house.collector.collect)
+    assert house.objects() == [10], "somebody may have come since"
 
 
 def test_an_open_segment_of_a_living_session_stays_and_of_an_ended_one_goes_with_its_growing_file(house):
