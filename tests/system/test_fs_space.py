@@ -120,3 +120,14 @@ def growing_files(filesystem: SharedFilesystem) -> list[Path]:
 
 def read_all(mounted: Mounted) -> dict[str, bytes]:
     return {name: (mounted / name).read_bytes() for name in sorted(os.listdir(mounted.path))}
+
+
+def test_what_a_short_mount_removed_leaves_the_pool_with_the_next_one(shared_filesystem):
+    """A private server ends with its last mount, long before any grace has passed."""
+    mounted = shared_filesystem.mount("a")
+    fill(mounted / "file", 1, 4 * MIB)
+    os.unlink(mounted / "file")
+    mounted.unmount()
+    assert stored_bytes(shared_filesystem) > 4 * MIB
+    shared_filesystem.mount("b")
+    assert comes_back(shared_filesystem, 0), f"{stored_bytes(shared_filesystem)} bytes stay"
