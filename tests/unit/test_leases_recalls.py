@@ -413,3 +413,20 @@ def test_who_had_no_connection_is_told_of_relocated_segments_when_it_comes_back(
     service.relocated([6])
     again.say(RESUMED_FRAME)
     assert again.take() == [(RELOCATED, (4, 5, 6))]
+
+
+def test_a_session_that_is_being_recalled_is_granted_nothing_on_the_inode_until_it_has_answered() -> None:
+    service = fake_service()
+    one, other = peer(service), peer(service)
+    one.ask(Acquire(5, WRITE))
+    other.ask(Acquire(5, WRITE))
+    ((recall, *_),) = one.recalls()
+    one.take()
+    one.ask(Acquire(5, READ), slot=1, number=1)
+    assert one.answers() == []
+    one.give_back(recall, NONE)
+    assert one.answers() == []  # the other one's turn came first, and is recalled in its turn
+    assert service.operations.leases.held_by(other.session, 5) is WRITE
+    ((recall, *_),) = other.recalls()
+    other.give_back(recall, READ)
+    assert one.answers() == [(1, 0)]
