@@ -29,6 +29,8 @@ class Inventory:
         self.parent = array("Q")
         self.domain = array("Q")
         self.flags = array("I")
+        self.odd_modes: list[int] = []
+        """Inodes whose mode has more bits than there are; in `mode` they are without these."""
         self.names = array("Q")
         """How many names lead to it."""
         self.named_by = array("Q")
@@ -46,7 +48,9 @@ class Inventory:
         """Take an inode in; they come ascending."""
         self.position[row.number] = len(self.number)
         self.number.append(row.number)
-        self.mode.append(row.mode & 0xFFFFFFFF)
+        self.mode.append(row.mode & 0xFFFF)
+        if not 0 <= row.mode <= 0xFFFF:
+            self.odd_modes.append(row.number)
         self.nlink.append(max(row.nlink, 0))
         self.size.append(max(row.size, 0))
         self.blocks.append(row.blocks)

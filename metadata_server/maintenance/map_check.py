@@ -72,7 +72,7 @@ def check_maps(snapshot: Snapshot, inventory: Inventory, use: SegmentUse, progre
             progress("maps", done, len(inventory))
         at = inventory.position[row.number]
         if not inventory.is_regular(at):
-            yield from _check_content(row)
+            yield from _check_content(row, inventory.mode[at])
             continue
         if row.flags & PAGED:
             if row.content:
@@ -90,9 +90,9 @@ def check_maps(snapshot: Snapshot, inventory: Inventory, use: SegmentUse, progre
     yield from _check_blocks(snapshot, inventory)
 
 
-def _check_content(row: Inode) -> Iterator[Finding]:
+def _check_content(row: Inode, mode: int) -> Iterator[Finding]:
     """Check what is no file: a symbolic link has its target, anything else has nothing."""
-    if stat.S_ISLNK(row.mode):
+    if stat.S_ISLNK(mode):
         if row.size != len(row.content):
             text = f"symbolic link {row.number} is said to have {row.size} bytes, its target has {len(row.content)}"
             yield Finding(Area.TREE, text, (ChangeInode(row.number, (("size", len(row.content)),)),))

@@ -121,7 +121,7 @@ class Mender:
         cookie = cookie_of(self._engine.name_key, name)
         self._engine.put_entries([EntryRow(home.number, cookie, name, number)])
         home.size += 1
-        if stat.S_ISDIR(row.mode):
+        if stat.S_IFMT(row.mode & 0xFFFF) == stat.S_IFDIR:
             home.nlink += 1
             row.parent = home.number
         else:

@@ -98,6 +98,10 @@ def check_links(snapshot: Snapshot, inventory: Inventory, progress: Progress) ->
     if root is None or not inventory.is_directory(root):
         yield Finding(Area.TREE, "there is no root directory; load a dump")
         return
+    for number in inventory.odd_modes:
+        mode = inventory.mode[inventory.position[number]]
+        text = f"the mode of inode {number} has bits that no mode has"
+        yield Finding(Area.TREE, text, (ChangeInode(number, (("mode", mode),)),))
     yield from _check_cycles(snapshot, inventory)
     for at in range(len(inventory)):
         if at % _STEP == 0:

@@ -125,7 +125,8 @@ def clean(state: State, most: int) -> bool:
         rows.engine.delete_map_pages(number, doomed.first, last)
         _uncharge(state, doomed, live)
         settle(state, live)
-        replacement = [] if done else [doomed._replace(first=last + 1)]
+        # An empty range would take the row of the one that begins behind it.
+        replacement = [] if last == doomed.last else [doomed._replace(first=last + 1)]
         _replace_doomed(state, doomed, replacement)
         most -= max(len(found), 1)
     return bool(rows.doomed)
