@@ -10,6 +10,7 @@ The loop owns it. Invariants:
 import logging
 from collections.abc import Callable
 
+from core.errors import OutOfSpaceError
 from metadata_server.runtime.ports import Outlet, TreePort
 from metadata_server.runtime.waiting import Operation
 
@@ -29,6 +30,7 @@ class Round:
         self.is_dirty = False
         """Something was changed since the last commit."""
         self.commits = 0
+        self._is_full = False
         self.durable: list[tuple[Outlet, bytes]] = []
         """Answers that wait for a sync; the loop takes them."""
 
@@ -52,16 +54,32 @@ class Round:
             self._outgoing[index] = (self._outgoing[index][0], self._again(operation))
         self._applied.clear()
 
+    def committed(self) -> None:
+        """Note that a commit succeeded."""
+        self.is_dirty = False
+        self._is_full = False
+        self.commits += 1
+
+    def complain(self, error: Exception, what: str) -> None:
+        """Log a failure; that the disk is full is said once, until a commit succeeds."""
+        if not isinstance(error, OutOfSpaceError):
+            log.error("%s", what, exc_info=error)
+        elif not self._is_full:
+            self._is_full = True
+            log.error("%s; changes are refused until there is room", error)
+
     def finish(self) -> None:
         """Commit, and send."""
         if self.is_dirty:
             try:
                 self._tree.commit()
-                self.is_dirty = False
-                self.commits += 1
-            except Exception:
-                log.exception("a transaction of %d operations failed; they are applied one by one", len(self._applied))
+            except Exception as error:  # noqa: BLE001  # told to those whom it concerns
+                self.complain(
+                    error, f"a transaction of {len(self._applied)} operations failed; they are applied one by one"
+                )
                 self.recover()
+            else:
+                self.committed()
         outgoing = self._outgoing
         if not outgoing:
             return

@@ -8,7 +8,6 @@ Invariants (beside those of leases.py, waiting.py and batching.py):
 """
 
 import errno
-import logging
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final
@@ -26,8 +25,6 @@ from metadata_server.runtime.sessions import Outstanding, Session, Sessions, pac
 from metadata_server.runtime.slots import Kept
 from metadata_server.runtime.waiting import Operation, Waiting
 from metadata_server.tree.state import Access, Touch
-
-log = logging.getLogger(__name__)
 
 NEVER_WAITING: Final = frozenset(
     request.opcode
@@ -263,8 +260,8 @@ class Operations:
             self.round.is_dirty = True
             try:
                 self._tree.drop_orphan(inode)
-            except Exception:
-                log.exception("inode %d has no name and no user, and cannot be removed", inode)
+            except Exception as error:  # noqa: BLE001  # tried again by the next server
+                self.round.complain(error, f"inode {inode} has no name and no user, and cannot be removed")
                 self.round.recover()
 
     # Applying.
@@ -277,8 +274,8 @@ class Operations:
         except OperationError as error:
             self._fail(operation, error)
             return
-        except Exception as error:
-            log.exception("a %s failed", type(request).__name__)
+        except Exception as error:  # noqa: BLE001  # answered, and logged
+            self.round.complain(error, f"a {type(request).__name__} failed")
             self.round.recover()
             self._fail(operation, error)
             return
@@ -327,12 +324,11 @@ class Operations:
         try:
             data = self._perform(operation)
             self._tree.commit()
-            self.round.is_dirty = False
-            self.round.commits += 1
+            self.round.committed()
         except OperationError as error:
             return self._refusal(operation, error)
-        except Exception as error:
-            log.exception("a %s failed", type(operation.request).__name__)
+        except Exception as error:  # noqa: BLE001  # answered, and logged
+            self.round.complain(error, f"a {type(operation.request).__name__} failed")
             self._tree.rollback()
             return self._refusal(operation, error)
         return data

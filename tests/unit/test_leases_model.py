@@ -257,6 +257,6 @@ class Noise(RuleBasedStateMachine):
 
 
 Noise.TestCase.settings = settings(
-    max_examples=1000 if LONG else 40, stateful_step_count=100 if LONG else 40, deadline=None
+    max_examples=1000 if LONG else 25, stateful_step_count=100 if LONG else 30, deadline=None
 )
 test_no_message_whatever_it_says_upsets_the_server = Noise.TestCase
