@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import click
 
@@ -24,7 +25,7 @@ from core.filesystem.removal import remove_filesystem
 from core.filesystem.serving import MetadataPlace, MetadataRecords, living_server
 from core.volume.removal import finish_removals
 from metadata_server.cli.care import check, dump, load
-from metadata_server.cli.inspect import df, quota, sessions
+from metadata_server.cli.inspect import count_mounts, df, quota, server_option, sessions, tls_option
 from metadata_server.client.places import server_places
 
 _FS = "POOL/FS"
@@ -83,10 +84,12 @@ def list_(session: Session, pool: str, as_json: bool) -> None:
 
 @fs_verb.command()
 @click.argument("filesystem", metavar=_FS)
+@server_option
+@tls_option
 @json_option
 @with_session
-def info(session: Session, filesystem: str, as_json: bool) -> None:
-    """Show what a filesystem is, where its metadata is, and who serves it."""
+def info(session: Session, filesystem: str, server: str | None, tls: Path | None, as_json: bool) -> None:
+    """Show what a filesystem is, where its metadata is, who serves it, and how many mounts it has if that server can be asked."""
     with session.pool_of_filesystem(filesystem) as (pool, name):
         opened = open_filesystem(pool, name)
         facts: Row = {
@@ -94,6 +97,7 @@ def info(session: Session, filesystem: str, as_json: bool) -> None:
             "algorithm": algorithm_name(opened.info.algorithm),
             **_place(MetadataRecords(opened).newest()),
             "served_by": _server(opened),
+            "mounts": count_mounts(opened, server, tls),
         }
     if as_json:
         print_json(facts)

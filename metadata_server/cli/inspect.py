@@ -85,6 +85,20 @@ def ask(opened: Filesystem, server: str | None, tls: Path | None, work: Callable
         raise ServerUnreachableError(f"{error}{hint}") from error
 
 
+def count_mounts(opened: Filesystem, server: str | None, tls: Path | None) -> int | None:
+    """Ask how many sessions there are beside our own; None where no server answers at the default place."""
+
+    async def work(client: Client) -> int:
+        return sum(each.session != client.session for each in await client.call(ListSessions()))
+
+    try:
+        return ask(opened, server, tls, work)
+    except ServerUnreachableError:
+        if server is not None:
+            raise
+        return None
+
+
 @click.command()
 @click.argument("filesystem", metavar="POOL/FS")
 @click.option("--evict", type=int, metavar="SESSION", help="End this session at once, as if its mount had been lost.")

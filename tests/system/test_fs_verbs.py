@@ -90,7 +90,7 @@ def test_a_filesystem_is_made_listed_shown_renamed_and_removed(house: House) -> 
     assert command.json("image", "ls", command.pool) == []
     assert command.json("pool", "info", command.pool)["filesystems"] == 1
     facts = command.json("fs", "info", house.fs)
-    assert (facts["id"], facts["metadata"], facts["served_by"]) == (row["id"], None, None)
+    assert (facts["id"], facts["metadata"], facts["served_by"], facts["mounts"]) == (row["id"], None, None, None)
     assert "none yet" in command.run("fs", "info", house.fs)
     command.run("fs", "create", house.fs, status=4)
     command.run("image", "create", house.fs, "1M", status=4)
@@ -108,7 +108,8 @@ def test_a_server_serves_until_it_is_told_to_end_and_again_after_a_kill(house: H
     assert house.addresses[0].startswith(f"unix:{house.runtime}/blockyard/fs/")
     socket = Path(house.addresses[0].removeprefix("unix:"))
     assert socket.stat().st_mode & 0o777 == 0o600
-    assert str(server.pid) in house.command.json("fs", "info", house.fs)["served_by"]
+    facts = house.command.json("fs", "info", house.fs)
+    assert (str(server.pid) in facts["served_by"], facts["mounts"]) == (True, 0)
     status, said = house.end(server)
     assert (status, f"serving {house.fs} at {house.addresses[0]}" in said) == (0, True)
     assert not socket.exists()
