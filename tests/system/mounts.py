@@ -4,6 +4,7 @@ Whatever a test does, `SharedFilesystem.end` leaves no process, mount or socket 
 directory of their own. A test that waits for a mount that never answers cannot be interrupted, so a watchdog kills the mounts then.
 """
 
+import json
 import os
 import select
 import shutil
@@ -224,6 +225,11 @@ class SharedFilesystem:
         self.mounts.append(mounted)
         _wait_for_mount(mounted)
         return mounted
+
+    def used(self) -> tuple[int, int]:
+        """Give the bytes and inodes that the server counts."""
+        told = json.loads(self.run("fs", "df", self.reference, "--json", *self.at_server))
+        return told["used_bytes"], told["used_inodes"]
 
     def check(self, *options: str) -> None:
         """`blockyard fs check`, which must find nothing wrong."""

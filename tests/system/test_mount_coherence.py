@@ -221,27 +221,19 @@ def test_a_file_replaced_elsewhere_while_open_here_stays_what_it_was(mounts):
         assert (here / "file").read_bytes() == b"new"
 
 
-def test_the_space_of_a_removed_file_comes_back_after_the_last_close_anywhere(mounts):
-    if LOCAL:
-        return  # its figures are not its own
-    here, there = (each / "file" for each in mounts.directories())
-    before = _inodes_used(there.parent)
+def test_the_space_of_a_removed_file_comes_back_after_the_last_close_anywhere(shared_filesystem):
+    shared_filesystem.start_server()
+    here, there = (shared_filesystem.mount(each) / "file" for each in "ab")
+    before = shared_filesystem.used()
     here.write_bytes(os.urandom(3_000_000))
     one, other = (os.open(each, os.O_RDONLY) for each in (here, there))
-    wait_until(lambda: _inodes_used(there.parent) == before + 1, "the file counts")  # figures may be some seconds old
     os.close(one)
     here.unlink()
     os.sync()
-    (here.parent / "another").touch()
-    wait_until(lambda: _inodes_used(there.parent) == before + 2, "the removed file counts still")
+    assert shared_filesystem.used() == (before[0] + 3_002_368, before[1] + 1)
     assert len(os.pread(other, 100, 2_999_950)) == 50
     os.close(other)
-    wait_until(lambda: _inodes_used(here.parent) == before + 1, "the removed file is gone")
-
-
-def _inodes_used(path: Path) -> int:
-    found = os.statvfs(path)
-    return found.f_files - found.f_ffree
+    wait_until(lambda: shared_filesystem.used() == before, "the removed file is gone")
 
 
 def test_a_mapping_shows_what_was_written_elsewhere_and_writes_through_one_are_seen_there(mounts):

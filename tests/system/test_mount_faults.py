@@ -153,20 +153,15 @@ def test_the_peers_of_a_killed_mount_go_on_after_its_lease_and_what_it_had_remov
     (b / "gone").unlink()
     assert keeper.do(os.pread, kept, 4, 0) == b"old."
     dirty_file(served, a)
-    used = used_inodes(served)
+    _, used = served.used()
     a.kill()
     peer = served.worker("peer")
     with within_the_lease():
         assert peer.do(read_whole, b / "file") in (OLD, BUFFERED)
         peer.do(write_whole, b / "file", NEW, True)
-    wait_until(lambda: used_inodes(served) == used - 1, "the file that only the dead mount had open is gone")
+    wait_until(lambda: served.used()[1] == used - 1, "the file that only the dead mount had open is gone")
     again = served.mount("a")
     assert read_whole(again / "file") == NEW
-
-
-def used_inodes(filesystem: SharedFilesystem) -> int:
-    """Give what the server counts."""
-    return json.loads(filesystem.run("fs", "df", filesystem.reference, "--json", *filesystem.at_server))["used_inodes"]
 
 
 def test_a_mount_cut_off_from_the_server_is_fenced_like_one_that_stands_still(served):

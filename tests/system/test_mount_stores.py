@@ -26,6 +26,7 @@ from core.units import KIB, MIB
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 OUTAGE_S = float(os.environ.get("BLOCKYARD_TEST_OUTAGE_S", "8"))
+LEASE_S = 3.0
 RESUME_S = 30.0
 """From the store's return to the end of a sync that waited for it: a hanging attempt, a pause between two, and the put."""
 MEMORY_KIB = 450_000
@@ -47,7 +48,7 @@ def on_s3(pool_on_s3, tmp_path) -> Iterator[SharedFilesystem]:
 
 def _on(pool: DirectoryPool, root: Path) -> Iterator[SharedFilesystem]:
     with SharedFilesystem(root / "fs", pool.url, pool.key) as made:
-        made.create().start_server()
+        made.create().start_server(lease_s=LEASE_S)
         yield made
 
 
