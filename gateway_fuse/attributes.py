@@ -1,6 +1,7 @@
 """The handlers of attributes: stat and its changes, targets of symbolic links, extended attributes and ACLs, statfs."""
 
 import errno
+import stat
 from typing import Final
 
 import pyfuse3
@@ -21,6 +22,7 @@ _NO_LIMIT_BYTES: Final = 1 << 50
 _NO_LIMIT_INODES: Final = 1 << 40
 _TRUSTED: Final = b"trusted."
 _ACLS: Final = b"system.posix_acl_"
+_ACCESS_ACL: Final = _ACLS + b"access"
 _NAMESPACES: Final = (b"security.", _ACLS, _TRUSTED, b"user.")
 
 
@@ -131,12 +133,17 @@ class AttributeHandlers:
             return []
         return [name for name in await self._xattrs(node) if ctx.uid == 0 or not name.startswith(_TRUSTED)]
 
-    async def setxattr(self, inode: int, name: bytes, value: bytes, _ctx: object) -> None:
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Answer SETXATTR."""
         node = self._own(inode)
         if not name.startswith(_NAMESPACES):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         await self._call(SetXattr(inode, name, value), lambda answer: self._install_xattr(node, name, value, answer))
+        mode = node.entry.st_mode
+        if mode & stat.S_ISGID and name == _ACCESS_ACL and not _may_keep_setgid(node.entry.st_gid, ctx):
+            await self._call(
+                SetAttributes(inode, mode & _PERMISSIONS & ~stat.S_ISGID, None, None, None, None), self._nodes.update
+            )
 
     async def removexattr(self, inode: int, name: bytes, _ctx: object) -> None:
         """Answer REMOVEXATTR."""
@@ -199,6 +206,11 @@ def _value(xattrs: dict[bytes, bytes], name: bytes) -> bytes:
     if value is None:
         raise _no_xattr(name)
     return value
+
+
+def _may_keep_setgid(gid: int, ctx: pyfuse3.RequestContext) -> bool:
+    """Say whether who sets an ACL may leave a file setgid; the kernel tells us, but pyfuse3 does not pass it on."""
+    return ctx.uid == 0 or ctx.gid == gid or gid in pyfuse3.get_sup_groups(ctx.pid)
 
 
 def _no_xattr(name: bytes) -> pyfuse3.FUSEError:
