@@ -44,9 +44,10 @@ class SpaceKeeper:
         self.collector: Final = Collector(ledger, pool, pool.world, options.grace_s)
         self.strays: Final = Strays(ledger, pool, pool.world, options.grace_s)
         self.leftovers: Final = Leftovers(ledger, pool, self.mover)
-        self.repacker: Final = Repacker(ledger, self.mover, pool.world, options.repack_share)
         self._ended = trio.Event()
         self._tick_s = min(max(options.grace_s / 4, 0.1), 10.0)
+        self._repack_s = min(limits.REPACK_EVERY_S, self._tick_s)
+        self.repacker: Final = Repacker(ledger, self.mover, pool.world, options.repack_share, self._repack_s)
         self._settle_s = limits.SETTLE_EVERY_S
 
     def session_ended(self) -> None:
@@ -62,11 +63,14 @@ class SpaceKeeper:
             nursery.start_soon(self._for_ever, "deleting strays", self._tick_s, self.strays.sweep)
             nursery.start_soon(self._for_ever, "clearing up maps", self._tick_s, self._clean_maps)
             if self.options.repack_share > 0:
-                every_s = min(limits.REPACK_EVERY_S, self._tick_s)
-                nursery.start_soon(self._for_ever, "repacking segments", every_s, self.repacker.repack)
+                nursery.start_soon(self._for_ever, "repacking segments", self._repack_s, self._repack)
 
     async def _clean_maps(self) -> None:
         while await self._ledger.clean_maps():
+            pass
+
+    async def _repack(self) -> None:
+        while await self.repacker.repack():
             pass
 
     async def _settle_for_ever(self) -> None:

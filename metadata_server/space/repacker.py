@@ -56,7 +56,8 @@ def _live_share(segment: SparseSegment) -> float:
 class Repacker:
     """Repacks sparse segments in idle moments."""
 
-    def __init__(self, ledger: Ledger, mover: Mover, world: World, share: float) -> None:
+    def __init__(self, ledger: Ledger, mover: Mover, world: World, share: float, settle_s: float) -> None:
+        """`settle_s`: how long a segment's count must have stood still."""
         self.repacked = 0
         self.bad: set[int] = set()
         """Segments that cannot be read."""
@@ -64,14 +65,19 @@ class Repacker:
         self._mover: Final = mover
         self._world: Final = world
         self._share = share
+        self._settle_s = settle_s
         self._before: dict[int, int] = {}
+        self._before_s = float("-inf")
 
     async def repack(self) -> bool:
-        """Repack once, if there is anything; say whether there was. Takes as long as its rate asks."""
+        """Repack once, if there is anything; say whether there was. Takes as long as its rate asks, so call it again at once."""
         most = max(self._share, limits.REPACK_MOST_SHARE)
         sparse = self._ledger.sparse_segments(most, limits.REPACK_CANDIDATES + len(self.bad))
         chosen = choose(sparse, self._ledger.used_blocks(), self._before, self.bad, self._share, SEGMENT_BLOCKS)
-        self._before = {each.sequence: each.live_blocks for each in sparse}
+        now_s = self._world.monotonic()
+        if now_s - self._before_s >= self._settle_s:
+            self._before = {each.sequence: each.live_blocks for each in sparse}
+            self._before_s = now_s
         if not chosen:
             return False
         await self._await_idle()

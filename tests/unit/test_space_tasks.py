@@ -165,7 +165,7 @@ class House:
         self.collector = Collector(self.ledger, self.pool, self.world, GRACE_S)
         self.strays = Strays(self.ledger, self.pool, self.world, GRACE_S)
         self.leftovers = Leftovers(self.ledger, self.pool, self.mover)
-        self.repacker = Repacker(self.ledger, self.mover, self.world, 0.5)
+        self.repacker = Repacker(self.ledger, self.mover, self.world, 0.5, 1.0)
 
     def segment(self, sequence: int, writes: list[tuple[int, int, int]], *, closed: bool = True) -> None:
         put_segment(self.disk, sequence, writes)
@@ -409,6 +409,7 @@ def sparse_house(house: House) -> None:
 
 async def repack_twice(house: House) -> bool:
     await house.repacker.repack()
+    house.now += 1
     return await house.repacker.repack()
 
 
