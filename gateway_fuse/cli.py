@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 _EPILOG = """Options for -o: allow_other, ro, rw, relatime, noatime, strictatime, suid, nosuid, dev, nodev, exec, noexec, sync, dirsync;
 and server=, tls=, cache_dir=, cache_size=, key_file=, passphrase_file=, config=, metrics= for fstab, which has nothing but -o.
 
-In /etc/fstab (with the package mount.fuse, and `blockyard` where mount(8) finds programs):
+In /etc/fstab, with `blockyard` in /usr/local/sbin or where else mount(8) finds programs:
 
-    file:///srv/pool/home  /mnt/home  fuse.blockyard  allow_other,key_file=/etc/blockyard/pool.key  0 0
+\b
+file:///srv/pool/home /mnt/home fuse.blockyard key_file=/etc/blockyard/key 0 0
+
+Or with its path:
+
+\b
+/opt/blockyard/bin/blockyard#file:///srv/pool/home /mnt/home fuse key_file=… 0 0
 """
 
 
@@ -46,7 +52,7 @@ In /etc/fstab (with the package mount.fuse, and `blockyard` where mount(8) finds
 @click.option("--cache-dir", type=PATH, help="Keep what was read from the store there, encrypted as it came.")
 @click.option("--cache-size", type=SIZE, help="How much of it.")
 @click.option("--stats", is_flag=True, help="Print what was done when the mount ends.")
-@click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics at HOST:PORT or unix:PATH.")
+@click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics at HOST:PORT.")
 @with_session
 def mount_verb(
     session: Session,

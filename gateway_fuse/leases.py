@@ -9,7 +9,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
 from dataclasses import dataclass, field
 
 import trio

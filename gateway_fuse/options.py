@@ -30,17 +30,7 @@ _FOR_OTHERS: Final = frozenset(
     )
 )
 _OTHERS_PREFIXES: Final = ("x-", "comment=", "uhelper=", "helper=")
-VALUES: Final = (
-    "server",
-    "tls",
-    "cache_dir",
-    "cache_size",
-    "key_file",
-    "passphrase_file",
-    "config",
-    "metrics",
-    "fsname",
-)
+VALUES: Final = ("server", "tls", "cache_dir", "cache_size", "key_file", "passphrase_file", "config", "metrics")
 """Options with a value, which the command line has as options of its own."""
 _REFUSED: Final = {
     "writeback_cache": "two mounts could not see each other's writes in time",

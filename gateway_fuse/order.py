@@ -1,4 +1,7 @@
-"""What a mount was asked for, put together from options of the command line and from -o. Pure."""
+"""What a mount was asked for, put together from options of the command line and from -o.
+
+Paths become absolute here: a mount in the background works in the root directory.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,13 +47,14 @@ def given_options(
     mount = read_options(texts)
     values = mount.values
 
-    def path(name: str) -> Path | None:
-        return Path(values[name]) if name in values else None
+    def path(name: str, given: Path | None = None) -> Path | None:
+        found = given or (Path(values[name]) if name in values else None)
+        return None if found is None else found.expanduser().absolute()
 
     settings = Settings(
         key_file=path("key_file"),
         passphrase_file=path("passphrase_file"),
-        cache_dir=cache_dir or path("cache_dir"),
+        cache_dir=path("cache_dir", cache_dir),
         cache_bytes=cache_size if cache_size is not None else _size(values.get("cache_size")),
     )
     return GivenOptions(
@@ -58,7 +62,7 @@ def given_options(
         settings=settings,
         config=path("config"),
         server=server or values.get("server"),
-        tls_dir=tls or path("tls"),
+        tls_dir=path("tls", tls),
         metrics=metrics or values.get("metrics"),
     )
 
