@@ -1,7 +1,7 @@
 """A cache of log objects' ciphertext in a local directory: what is read twice crosses the network once.
 
 Stores exactly the bytes the store gave, never anything opened, so the directory is worth no more than the pool itself.
-Only keys below `image/<id>/log/` and `image/<id>/checkpoint/` are cached: they are immutable. Everything else, and every
+Only keys below `image/<id>/log/`, `image/<id>/checkpoint/` and `fs/<id>/log/` are cached: they are immutable. Everything else, and every
 write, goes straight through; a delete drops what is cached of the key.
 
 Entry file: BLAKE3 of (key, offset, bytes) ‖ bytes, named by BLAKE3 of (store, key, offset, length), in one of 256
@@ -31,7 +31,7 @@ from blake3 import blake3
 
 from core.store.contract import Buffer, ObjectInfo, Store, StoreSpace
 
-_CACHED = re.compile(r"image/[^/]+/(?:log|checkpoint)/.+")
+_CACHED = re.compile(r"(?:image|fs)/[^/]+/(?:log|checkpoint)/.+")
 _CHECKSUM_BYTES = 32
 _WHOLE = -1
 

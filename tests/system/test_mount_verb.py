@@ -172,3 +172,17 @@ def test_read_ahead_of_the_mount_is_raised(shared_filesystem):
     read_ahead = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()
     assert int(read_ahead) == 4096
     mounted.unmount()
+
+
+def test_what_was_read_is_kept_on_disk_as_ciphertext(shared_filesystem, directory):
+    words = b"words that nobody else is to read " * 3000
+    cache = shared_filesystem.root / "kept"
+    shared_filesystem.run("mount", shared_filesystem.reference, directory)
+    (directory / "file").write_bytes(words)
+    shared_filesystem.run("umount", directory)
+    shared_filesystem.run("mount", shared_filesystem.reference, directory, "--cache-dir", cache)
+    assert (directory / "file").read_bytes() == words
+    shared_filesystem.run("umount", directory)
+    kept = [path.read_bytes() for path in cache.rglob("*") if path.is_file()]
+    assert kept
+    assert not any(b"nobody" in each for each in kept)
