@@ -40,8 +40,6 @@ _NEAR_BLOCKS: Final = 8
 """Blocks that are read from a directory in the mount's own thread: a thread costs more than the read."""
 _MAP_PAGES: Final = 64
 """Map pages asked for at once, beside those that are needed."""
-_INLINE_SYNC_S: Final = 0.0005
-"""A flush that usually ends within this time runs in the mount's own thread (bench fs, fsync4k)."""
 _BATCH_UPDATES: Final = 256
 _BATCH_BYTES: Final = 1 << 20
 _TICK_S: Final = 0.25
@@ -88,7 +86,6 @@ class Files:
         self._want_durable = False
         self._want_publish = False
         self._committing = trio.Lock()
-        self._usual_flush_s = 0.0
 
     @property
     def log(self) -> FileLog:
@@ -388,6 +385,14 @@ class Files:
                 return
             wanted, self._wanted = [each for each in self._wanted.values() if each.changed], {}
             durable, self._want_durable = self._want_durable, False
+            if durable:
+                # The log's flush makes the blocks of all files durable, so whoever calls fsync for one after the other pays once.
+                others = (
+                    [each for each in self._dirty.values() if each not in wanted]
+                    if len(wanted) < _BATCH_UPDATES
+                    else []
+                )
+                wanted += others[: _BATCH_UPDATES - len(wanted)]
             publish, self._want_publish = self._want_publish, False
             await self._commit(wanted, datas, durable=durable, publish=publish)
 
@@ -420,14 +425,8 @@ class Files:
             self._in_commit = []
 
     async def _make_durable(self) -> None:
-        log = self.log
         self.counters.flushes += 1
-        begun = self._world.monotonic()
-        if log.is_appendable and self._usual_flush_s < _INLINE_SYNC_S and not log.writer.backlog:
-            log.flush()
-        else:
-            await trio.to_thread.run_sync(log.flush)
-        self._usual_flush_s += (self._world.monotonic() - begun - self._usual_flush_s) / 8
+        await trio.to_thread.run_sync(self.log.flush)
 
     async def _send(self, taken: list[_Taken], closed: list[Closed], *, durable: bool) -> None:
         reported = [ClosedSegment(each.sequence, each.blocks, each.stored_bytes) for each in closed]
