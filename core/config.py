@@ -175,7 +175,7 @@ def split_image_reference(text: str, noun: str = "an image") -> tuple[str, str]:
     head, question_mark, query = text.partition("?")
     pool, slash, image = head.rpartition("/")
     if not slash or not image or not pool or pool.endswith(":/"):
-        form = f"POOL/{noun.rpartition(" ")[2].upper()}"
+        form = "POOL/" + noun.rpartition(" ")[2].upper()
         raise UsageError(f"{text!r} does not name {noun}; write {form}, such as backup/disk or file:///srv/p/disk")
     if "://" not in pool and "/" in pool:
         raise UsageError(f"{text!r} does not name {noun}; a pool is a configured name or a URL such as file:///srv/p")
