@@ -13,11 +13,13 @@ from typing import Final
 
 import pyfuse3
 
+from core.errors import BlockyardError, FencedError
 from core.store.contract import Buffer
 from gateway_fuse import kernel
 from gateway_fuse.naming import Naming
 from gateway_fuse.nodes import Node
 from gateway_fuse.state import Handle, MountState
+from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
 from metadata_server.protocol.requests import SetAttributes, Sync
@@ -206,9 +208,12 @@ class OpenFiles:
             return
         try:
             await self._files.fsync(node.data)
-        except OperationError:
-            self._tell_loss(node)  # if the session was lost meanwhile, this is how it is told
-            raise
+        except BlockyardError as error:
+            # Was the session lost meanwhile, which has many faces (a fenced log among them), this is how it is told.
+            if not node.failed and not isinstance(error, SessionLostError | FencedError):
+                raise
+            self._tell_loss(node)
+            raise OperationError(errno.EIO, f"inode {node.inode}: {error}") from error
 
     def _tell_loss(self, node: Node) -> None:
         """Note that somebody is told of the writes that were lost."""
