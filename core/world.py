@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -21,7 +22,7 @@ class World:
     now: Callable[[], float]
     """Unix time in seconds: for records that people and other hosts read."""
     monotonic: Callable[[], float]
-    """Seconds that never go back: for waiting and for measuring."""
+    """Seconds that never go back, those of a suspended machine counted: for leases, for waiting and for measuring."""
     random_bytes: Callable[[int], bytes]
     """Unpredictable bytes, for keys, salts, nonces and ids."""
     hostname: str
@@ -34,7 +35,7 @@ class World:
         """Give the surroundings as they are."""
         return cls(
             now=time.time,
-            monotonic=time.monotonic,
+            monotonic=partial(time.clock_gettime, time.CLOCK_BOOTTIME),
             random_bytes=os.urandom,
             hostname=socket.gethostname(),
             pid=os.getpid(),

@@ -49,6 +49,11 @@ _NEVER_WAITING: Final = frozenset(
 )
 
 
+def _waits_for_a_disk(request: Request[Any]) -> bool:
+    """Say whether the answer comes after a sync: longer than a call waits without giving other tasks a turn."""
+    return isinstance(request, requests.Sync) or (isinstance(request, requests.Commit) and request.durable)
+
+
 @asynccontextmanager
 async def open_client(
     address: str,
@@ -155,7 +160,7 @@ class Client:
             self._broken(f"{error}")
         if wire.unsent:
             self._flush_later()
-        if len(self._slots) == 1:
+        if len(self._slots) == 1 and not _waits_for_a_disk(request):
             self._wait_inline(pending)
         if not pending.is_done:
             await self._wait(pending)
