@@ -31,6 +31,7 @@ FLAT: Final = 0.5
 """What is wanted: an operation in a large directory has at least half the speed of one in the smallest."""
 _FILE: Final = 0o100644
 _DIRECTORY: Final = 0o040755
+_LOG_SUFFIXES: Final = ("-wal", "-shm")
 _SETTLE_S: Final = 8.0
 """Longer than the server takes to write its log into its database file."""
 
@@ -91,6 +92,7 @@ def _measure(served: Served, size: int) -> dict[str, Observation]:
         parent = int(session.call(Make(ROOT, b"d%d" % size, _DIRECTORY, 0, 0, 0, None)).node.attributes.inode)
         _fill(session, parent, size)
         session.call(Sync())
+    time.sleep(_SETTLE_S)
     chosen = random.Random(size).sample(range(size), OPERATIONS)
     existing = [_name(number) for number in chosen]
     kinds: dict[str, Iterable[Request[Any]]] = {
@@ -121,9 +123,10 @@ class _Size:
 
 
 def _size_of(served: Served) -> _Size:
-    """Look at the server once it has had the time to write its log into its database file."""
+    """Look at the server once it has had the time to write its log, which has a bound of its own, into its database file."""
     time.sleep(_SETTLE_S)
-    return _Size(memory_bytes(served.server.pid, "VmRSS"), allocated_bytes(served.data_dir))
+    files = (path for path in served.data_dir.iterdir() if not path.name.endswith(_LOG_SUFFIXES))
+    return _Size(memory_bytes(served.server.pid, "VmRSS"), sum(allocated_bytes(path) for path in files))
 
 
 def _grown(before: _Size, after: _Size, files: int, conditions: str) -> list[Row]:
