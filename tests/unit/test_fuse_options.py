@@ -46,7 +46,12 @@ def test_a_comma_in_the_name_of_a_pool_does_not_end_the_option():
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("allow_othr", "allow_other"), ("writeback_cache", "two mounts"), ("allow_root", "allow_other"), ("serve=x", "server")],
+    [
+        ("allow_othr", "allow_other"),
+        ("writeback_cache", "two mounts"),
+        ("allow_root", "allow_other"),
+        ("serve=x", "server"),
+    ],
 )
 def test_an_option_nobody_knows_is_refused_with_advice(text, words):
     with pytest.raises(UsageError, match=words):
