@@ -67,10 +67,11 @@ class AttributeHandlers:
         atime_ns = wanted.st_atime_ns if fields.update_atime else None
         mtime_ns = wanted.st_mtime_ns if fields.update_mtime and not (fields.update_size and node.dirty) else None
         if any(each is not None for each in (mode, uid, gid, atime_ns, mtime_ns)):
-            await self._call(
-                SetAttributes(inode, mode, uid, gid, atime_ns, mtime_ns),
-                lambda answer: self._install_changed(node, answer, mtime_ns),
-            )
+            with self._leases.asking(node):
+                await self._call(
+                    SetAttributes(inode, mode, uid, gid, atime_ns, mtime_ns),
+                    lambda answer: self._install_changed(node, answer, mtime_ns),
+                )
             self._state.touched.pop(inode, None)
         return await self.getattr(inode, ctx)
 
@@ -138,7 +139,10 @@ class AttributeHandlers:
         node = self._own(inode)
         if not name.startswith(_NAMESPACES):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        await self._call(SetXattr(inode, name, value), lambda answer: self._install_xattr(node, name, value, answer))
+        with self._leases.asking(node):
+            await self._call(
+                SetXattr(inode, name, value), lambda answer: self._install_xattr(node, name, value, answer)
+            )
         mode = node.entry.st_mode
         if mode & stat.S_ISGID and name == _ACCESS_ACL and not _may_keep_setgid(node.entry.st_gid, ctx):
             await self._call(
@@ -151,7 +155,8 @@ class AttributeHandlers:
         if not name.startswith(_NAMESPACES):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         try:
-            await self._call(RemoveXattr(inode, name), lambda answer: self._install_xattr(node, name, None, answer))
+            with self._leases.asking(node):
+                await self._call(RemoveXattr(inode, name), lambda answer: self._install_xattr(node, name, None, answer))
         except OperationError as problem:
             # Linux takes away an ACL that is not there without complaint; ACLs have no other way to be removed.
             if problem.errno != errno.ENODATA or not name.startswith(_ACLS):
@@ -173,7 +178,8 @@ class AttributeHandlers:
             return answer
 
         with self._leases.asking(node):
-            return await self._call(GetXattrs(node.inode), install)
+            xattrs: dict[bytes, bytes] = await self._leases.ask(GetXattrs(node.inode), install)
+            return xattrs
 
     # statfs.
 

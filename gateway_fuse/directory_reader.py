@@ -135,7 +135,7 @@ class DirectoryReader:
             return answer
 
         while len(whole) <= limits.LISTING_ENTRIES and names.version == version:
-            answer = await self._state.client.call(
+            answer: Listing = await self._state.leases.ask(
                 ReadDirectory(node.inode, start, limits.READ_DIRECTORY_ENTRIES), install
             )
             if answer.complete:
@@ -144,10 +144,11 @@ class DirectoryReader:
         return names.listing is not None
 
     async def _fetch(self, node: Node, after: int) -> Listing:
-        return await self._state.client.call(
+        listing: Listing = await self._state.leases.ask(
             ReadDirectory(node.inode, after, limits.READ_DIRECTORY_ENTRIES),
             lambda answer: self._naming.install_listing(node, answer),
         )
+        return listing
 
     def _reply(
         self, reader: _Reader, part: _Part, after: int, token: pyfuse3.ReaddirToken, *, strict: bool

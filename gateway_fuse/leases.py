@@ -7,18 +7,20 @@
    the directory or of its parent (permission checks before a name is changed). `asking` counts them, so that recalls do not wait for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from gateway_fuse.directories import Directory
 from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.connection import Client
+from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.model import Lease
 from metadata_server.protocol.model import Node as NodeValue
-from metadata_server.protocol.requests import Acquire, Space
+from metadata_server.protocol.requests import Acquire, Request, Space
 
 _READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
 
@@ -45,6 +47,14 @@ class Leases:
             self._renewed.set()
             self._renewed = None
 
+    async def ask(self, request: Request[Any], install: Callable[[Any], Any] | None = None) -> Any:
+        """Have the server answer what changes nothing; in the next session, should this one end meanwhile: nothing is lost then."""
+        while True:
+            try:
+                return await self.client.call(request, install)
+            except SessionLostError:
+                continue
+
     async def fetch(self, node: Node, lease: int = _READ) -> NodeValue:
         """Have the server's present state of an inode shown in `node`, and give it. ESTALE if it is gone.
 
@@ -58,7 +68,8 @@ class Leases:
             return value
 
         with self.asking(node):
-            return await self.client.call(Acquire(node.inode, wanted), install)
+            value: NodeValue = await self.ask(Acquire(node.inode, wanted), install)
+            return value
 
     @contextmanager
     def asking(self, node: Node) -> Iterator[None]:
@@ -100,7 +111,7 @@ class Leases:
     async def confirm(self) -> None:
         """Wait until the server has answered something, so that leases are known to be valid."""
         while not self.client.lease_valid():
-            await self.client.call(Space())
+            await self.ask(Space())
 
     async def know(self, node: Node) -> None:
         """Return when what stat shows of a node is true."""

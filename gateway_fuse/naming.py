@@ -112,7 +112,7 @@ class Naming:
                     return found
                 if names.complete and directory.lease and names.note_absent(name):
                     return NEGATIVE
-            node = await self._call(
+            node: Node | None = await self._state.leases.ask(
                 Lookup(directory.inode, name), lambda answer: self._install_lookup(directory, name, answer)
             )
         finally:
@@ -137,7 +137,7 @@ class Naming:
 
     async def _list_whole(self, directory: Node, name: bytes) -> pyfuse3.EntryAttributes | None:
         """List a small directory at once, for many names of it are asked for; None if that told nothing of this one."""
-        await self._call(
+        await self._state.leases.ask(
             ReadDirectory(directory.inode, 0, limits.LISTED_ENTRIES),
             lambda answer: self._install_whole(directory, answer),
         )
