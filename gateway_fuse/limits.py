@@ -33,6 +33,8 @@ RELATIME_NS: Final = 24 * 3600 * 1_000_000_000
 """An access time that is older is renewed whatever the other times say."""
 INVALIDATION_THREADS: Final = 64
 """Calls into the kernel that may wait for requests in flight at a time."""
+INVALIDATION_WAIT_S: Final = 0.1
+"""How long an acknowledgement waits for the kernel to forget names; it may hold their lock for a request that waits for a peer of ours."""
 INVALIDATION_ROUNDS: Final = 3
 """Times a file's pages are invalidated for one recall while reads go on filling them."""
 SPACE_AGE_S: Final = 1.0

@@ -10,7 +10,8 @@ wait for the server, which waits for our acknowledgement. Hence:
 2. Reads that went on meanwhile may have filled pages anew: then it is done again, at most INVALIDATION_ROUNDS times; the last round runs
    beside the acknowledgement, for the requests it may wait for are stalled until then.
 3. For names, the acknowledgement waits for the invalidation only while no request of ours waits for the server under the lock of that
-   very directory. If one does, or comes meanwhile, the invalidation ends by itself as soon as that has its answer.
+   very directory. If one does, or comes meanwhile, the invalidation ends by itself as soon as that has its answer. Not every such request
+   is known: rename(2) looks a name up in one directory while it holds the lock of another. So the wait is short in any case.
 4. What we answer from is dropped before the kernel is told to forget, and the acknowledgement leaves after both: an answer that the
    kernel got later is of the new state, or carries no time to live.
 5. Recalls of one inode are worked off one after the other, of different inodes side by side.
@@ -26,6 +27,7 @@ import trio
 
 from core.errors import BlockyardError
 from gateway_fuse import kernel, limits
+from gateway_fuse.directories import Directory
 from gateway_fuse.files import Files
 from gateway_fuse.leases import Leases
 from gateway_fuse.nodes import Node, NodeCache
@@ -122,9 +124,7 @@ class Recalls:
                 done.set()
 
         self.background.start_soon(invalidate)
-        directory.tell_when_changing(done)
-        await done.wait()
-        directory.stop_telling(done)
+        await self._wait_unless_locked(directory, done)
 
     async def _drop_quietly(self, node: Node) -> None:
         """Drop what is no open file: there is nothing to flush, and nobody to stall."""
@@ -143,8 +143,13 @@ class Recalls:
                 done.set()
 
         self.background.start_soon(invalidate)
+        await self._wait_unless_locked(directory, done)
+
+    async def _wait_unless_locked(self, directory: Directory, done: trio.Event) -> None:
+        """Wait for an invalidation of names, but not for a request of ours that waits for the server under the lock it needs (3)."""
         directory.tell_when_changing(done)
-        await done.wait()
+        with trio.move_on_after(limits.INVALIDATION_WAIT_S):
+            await done.wait()
         directory.stop_telling(done)
 
     def _places_below(self, node: Node) -> list[tuple[int, bytes]]:
