@@ -164,6 +164,12 @@ def test_over_tcp_both_sides_show_certificates(house: House) -> None:
     address = f"tcp://localhost:{house.addresses[0].rpartition(':')[2]}"
     assert command.json("fs", "df", house.fs, "--server", address, "--tls", house.root / "desktop")["used_bytes"] == 0
     assert "--tls" in command.run("fs", "df", house.fs, "--server", address, status=2)
+    directory = house.root / "mounted"
+    directory.mkdir()
+    command.run("mount", house.fs, directory, "--server", address, "--tls", house.root / "desktop")
+    (directory / "letter").write_text("sealed on the way")
+    assert (directory / "letter").read_text() == "sealed on the way"
+    command.run("umount", directory)
     stranger = house.root / "stranger"
     command.run("tls", "init", stranger)
     command.run("fs", "df", house.fs, "--server", address, "--tls", stranger, status=8)
