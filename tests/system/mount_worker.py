@@ -115,6 +115,11 @@ def write_whole(path: str | Path, data: bytes, sync: bool = False) -> None:
         os.close(descriptor)
 
 
+def write_noise(path: str | Path, size: int) -> None:
+    """Make or replace a file of so many bytes that do not compress, without sync."""
+    write_whole(path, os.urandom(size))
+
+
 def read_whole(path: str | Path) -> bytes:
     """Give the contents of a file."""
     with open(path, "rb", buffering=0) as file:
