@@ -166,10 +166,10 @@ def test_over_tcp_both_sides_show_certificates(house: House) -> None:
     assert "--tls" in command.run("fs", "df", house.fs, "--server", address, status=2)
     directory = house.root / "mounted"
     directory.mkdir()
-    command.run("mount", house.fs, directory, "--server", address, "--tls", house.root / "desktop")
+    house.outside.run("mount", house.fs, directory, "--server", address, "--tls", house.root / "desktop")
     (directory / "letter").write_text("sealed on the way")
     assert (directory / "letter").read_text() == "sealed on the way"
-    command.run("umount", directory)
+    house.outside.run("umount", directory)
     stranger = house.root / "stranger"
     command.run("tls", "init", stranger)
     command.run("fs", "df", house.fs, "--server", address, "--tls", stranger, status=8)
