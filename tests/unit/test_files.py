@@ -347,7 +347,9 @@ def test_a_segment_is_reported_closed_with_the_last_of_what_lies_in_it(store):
         await here.files.flush([first], publish=True)
         await here.write(first, 0, b"z" * 20000)
         await here.files.flush([first])
-        assert server.closed == [], "the second file's blocks are in the first segment, and the server knows nothing of them"
+        assert server.closed == [], (
+            "the second file's blocks are in the first segment, and the server knows nothing of them"
+        )
         await here.files.flush_all()
         assert 1 in server.closed
         here.end()
