@@ -110,7 +110,8 @@ class Naming:
                 found = await self._list_whole(directory, name)
                 if found is not None:
                     return found
-                if names.complete and directory.lease and names.note_absent(name):
+                # It may be there and its node stale again already: then it is looked up by itself.
+                if directory.lease and names.find(name) == ABSENT and names.note_absent(name):
                     return NEGATIVE
             node: Node | None = await self._state.leases.ask(
                 Lookup(directory.inode, name), lambda answer: self._install_lookup(directory, name, answer)
