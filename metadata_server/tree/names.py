@@ -25,11 +25,12 @@ _ID_END = (1 << 32) - 1
 
 
 def touch_lookup(state: State, request: Lookup) -> list[Touch]:
-    """Name what Lookup conflicts with."""
+    """Name what Lookup conflicts with: the directory, too, or it would be granted to who has just been asked to forget a name of it."""
     state.need_directory(request.directory)
     check_name(request.name)
+    directory = Touch(request.directory, None, Access.READ)
     child = state.rows.child(request.directory, request.name)
-    return [Touch(child, None, Access.READ)] if child else []
+    return [directory, Touch(child, None, Access.READ)] if child else [directory]
 
 
 def lookup(state: State, request: Lookup) -> Answer:
@@ -62,9 +63,10 @@ def _listed(state: State, request: ReadDirectory) -> Listed:
 
 
 def touch_listing(state: State, request: ReadDirectory) -> list[Touch]:
-    """Name what ReadDirectory conflicts with: the files listed."""
+    """Name what ReadDirectory conflicts with: the directory, for whose change somebody may wait, and the files listed."""
     _, nodes, _ = _listed(state, request)
-    return [Touch(row.number, None, Access.READ) for row in nodes if stat.S_ISREG(row.mode)]
+    directory = Touch(request.directory, None, Access.READ)
+    return [directory, *(Touch(row.number, None, Access.READ) for row in nodes if stat.S_ISREG(row.mode))]
 
 
 def listing(state: State, request: ReadDirectory) -> Answer:
