@@ -4,14 +4,18 @@
 names a directory that is used instead of the mounts, to see that a failure is not the exerciser's.
 """
 
+import errno
 import filecmp
+import mmap
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from mounts import SharedFilesystem
 from nbd_server import DirectoryPool
 
 from tests.filesystem import fsstress, fsx
+from tests.filesystem.operations import ALICE, User
 
 pytestmark = pytest.mark.system
 
@@ -318,3 +323,123 @@ def test_stress_ng_finds_nothing_wrong(places, group):
     for word in STRESSORS[group].split():
         options += [word] if word.startswith("--") else [f"--{word}=1", f"--{word}-ops={round(15 * SCALE)}"]
     run("stress-ng", *options, f"--timeout={round(3 * max(1, SCALE))}", "--verify", f"--temp-path={here}", "--oomable")
+
+
+# Found by the above.
+
+
+@contextmanager
+def acting_as(user: User) -> Iterator[None]:
+    """Let this process be another user's for a while."""
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def errno_of(call: Callable[..., object], *arguments: object) -> int | None:
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+@pytest.mark.xfail(reason="the kernel checks owners with attributes that it was told are old", strict=True)
+def test_what_was_taken_from_a_user_on_one_mount_he_may_not_change_on_the_other(places):
+    path = places.here / "taken away"
+    path.touch()
+    os.chown(path, ALICE.uid, ALICE.gid)
+    os.chown(places.there / path.name, 0, 0)
+    with acting_as(ALICE):
+        assert errno_of(os.chmod, path, 0o666) == errno.EPERM
+
+
+def test_a_page_that_was_changed_through_a_mapping_is_not_appended(places):
+    path = places.here / "mapped and appended"
+    path.write_bytes(b"x" * 100)
+    with path.open("r+b", buffering=0) as mapped, path.open("ab", buffering=0) as appending:
+        with mmap.mmap(mapped.fileno(), 100) as mapping:
+            mapping[:3] = b"new"
+            appending.write(b"end")
+        assert path.read_bytes() == b"new" + b"x" * 97 + b"end"
+    assert (places.there / path.name).stat().st_size == 103
+
+
+def test_an_append_goes_where_the_other_mount_made_the_file_end(places):
+    here, there = places.here / "appended", places.there / "appended"
+    here.write_bytes(b"x" * 10_000)
+    assert there.read_bytes() == b"x" * 10_000
+    with here.open("ab", buffering=0) as appending, here.open("rb", buffering=0) as reading:
+        os.truncate(there, 30_000)
+        appending.write(b"end")
+        assert os.pread(reading.fileno(), 10, 29_998) == b"\0\0end"
+        assert os.pread(reading.fileno(), 4, 9_998) == b"xx\0\0"
+
+
+@pytest.mark.parametrize("flags", [os.O_TRUNC, os.O_APPEND])
+def test_who_changes_a_file_takes_its_setuid_bit_away_however_it_is_opened(places, flags):
+    path = places.here / f"setuid {flags}"
+    path.touch()
+    path.chmod(0o4777)
+    with acting_as(ALICE):
+        descriptor = os.open(path, os.O_WRONLY | flags)
+        if flags == os.O_APPEND:
+            os.write(descriptor, b"x")
+        os.close(descriptor)
+    assert [stat.S_IMODE((root / path.name).stat().st_mode) for root in (places.here, places.there)] == [0o777] * 2
+
+
+def test_an_acl_follows_the_mode_at_once(places):
+    path = places.here / "acl"
+    path.touch()
+    run("setfacl", "-m", "u:4001:rwx", path)
+    assert "mask::rwx" in run("getfacl", "-cp", path)
+    path.chmod(0o600)
+    assert "mask::---" in run("getfacl", "-cp", path)
+    run("setfacl", "-b", path)
+    run("setfacl", "-b", path)
+
+
+def test_names_and_attributes_that_cannot_be_are_refused_as_elsewhere(places):
+    path = places.here / "there"
+    path.touch()
+    assert errno_of((places.here / ("n" * 256)).stat) == errno.ENAMETOOLONG
+    assert errno_of((places.here / ("n" * 255)).stat) == errno.ENOENT
+    for call in (os.getxattr, os.removexattr):
+        assert errno_of(call, path, "nosuch.name") == errno.EOPNOTSUPP
+    assert errno_of(os.setxattr, path, "nosuch.name", b"") == errno.EOPNOTSUPP
+
+
+RENAMER = """
+import os, sys, time
+root, name, longest = sys.argv[1], sys.argv[2], 0
+for number in range(40):
+    for source, target in ("ab", "ba"):
+        began = time.monotonic()
+        try:
+            os.rename(f"{root}/{source}/{name}", f"{root}/{target}/to")
+        except FileNotFoundError:
+            pass
+        os.chmod(f"{root}/{target}", 0o755)
+        longest = max(longest, time.monotonic() - began)
+assert longest < 8, f"waited {longest:.1f} s"
+"""
+
+
+def test_directories_that_two_mounts_rename_between_and_change_hold_nobody_up_and_are_always_there(places):
+    here, there = places.both("renames")
+    for name in "ab":
+        (here / name).mkdir()
+        (here / name / "x").touch()
+    running = [
+        subprocess.Popen([sys.executable, "-c", RENAMER, root, name], stderr=subprocess.PIPE)
+        for root in (here, there)
+        for name in ("x", "to")
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, errors.decode()
