@@ -9,11 +9,14 @@ at a time), a descriptor of the log for `sync` (any thread), and the lock file.
 3. After a failed statement nothing of the open transaction stays, once `rollback` was called.
 4. The row of a counter is how far it may run; it moves on when half of the reserve is used up. So what a power cut takes back is a move
    that no number beyond it was given for.
+5. `_unsynced` is set after every commit and cleared before the sync that covers it, so a sync with nothing new costs the disk nothing
+   (bench fs: a program that fsyncs two thousand files one after the other); whoever finds it clear has waited for that sync to end.
 """
 
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +55,8 @@ class SqliteConnection:
         self._connection: sqlite3.Connection | None = None
         self._checkpointer: sqlite3.Connection | None = None
         self._log = -1
+        self._syncing = threading.Lock()
+        self._unsynced = True
         try:
             if filesystem is None and not self._path.exists():
                 raise NotFoundError(f"{self._path} does not exist: there is no metadata in this directory")
@@ -88,7 +93,7 @@ class SqliteConnection:
         if filesystem is not None and self._meta["filesystem"] != filesystem:
             raise UsageError(f"{self._path} belongs to another filesystem: name the data directory of this one")
         self._log = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC | os.O_CREAT, 0o600)
-        self.sync()
+        self._sync_log()
         _sync_directory(self._path.parent)
         self._begin_counters()
 
@@ -156,6 +161,7 @@ class SqliteConnection:
         except sqlite3.Error as error:
             raise _translate(error, self._path) from error
         self._open_transaction = False
+        self._unsynced = True
 
     def rollback(self) -> None:
         self._open_transaction = False
@@ -166,6 +172,17 @@ class SqliteConnection:
             self._begin_counters(again=True)
 
     def sync(self) -> None:
+        with self._syncing:
+            if not self._unsynced:
+                return
+            self._unsynced = False
+            try:
+                self._sync_log()
+            except BaseException:
+                self._unsynced = True
+                raise
+
+    def _sync_log(self) -> None:
         try:
             os.fdatasync(self._log)
         except OSError as error:
@@ -200,7 +217,7 @@ class SqliteConnection:
                 self._run_many(
                     "UPDATE meta SET value = ? WHERE name = ?", [(self._next[each], each.value) for each in Counter]
                 )
-            self.sync()
+            self._sync_log()
         finally:
             self._let_go()
 

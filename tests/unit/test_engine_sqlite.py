@@ -189,6 +189,82 @@ def test_a_checkpoint_in_a_thread_leaves_the_log_short_while_writers_go_on(tmp_p
     engine.close()
 
 
+@pytest.fixture
+def syncs(monkeypatch):
+    """Count syncs of the disk; `syncs.failure` is raised by the next one."""
+
+    class Syncs:
+        count, failure, held = 0, None, None
+
+        def __call__(self, _descriptor):
+            self.count += 1
+            if self.held is not None:
+                self.held[0].set()
+                assert self.held[1].wait(10)
+            failure, self.failure = self.failure, None
+            if failure is not None:
+                raise failure
+
+    made = Syncs()
+    monkeypatch.setattr(os, "fdatasync", made)
+    return made
+
+
+def changed(engine, number):
+    engine.put_entries([EntryRow(1, number, b"name", number)])
+    engine.commit()
+
+
+def test_a_sync_with_nothing_new_leaves_the_disk_alone(tmp_path, syncs):  # 5
+    engine = opened(tmp_path)
+    changed(engine, 3)
+    engine.sync()
+    before = syncs.count
+    engine.sync()
+    engine.commit()
+    engine.sync()
+    assert syncs.count == before
+    changed(engine, 4)
+    engine.sync()
+    assert syncs.count == before + 1
+    engine.close()
+
+
+def test_what_a_failed_sync_did_not_make_durable_is_synced_again(tmp_path, syncs):  # 5
+    engine = opened(tmp_path)
+    changed(engine, 3)
+    syncs.failure = OSError(5, "disk")
+    with pytest.raises(StoreError, match="cannot be made durable"):
+        engine.sync()
+    before = syncs.count
+    engine.sync()
+    assert syncs.count == before + 1
+    engine.close()
+
+
+def test_a_sync_waits_for_the_one_that_covers_it(tmp_path, syncs):  # 5
+    engine = opened(tmp_path)
+    changed(engine, 3)
+    began, go_on, second_ended = threading.Event(), threading.Event(), threading.Event()
+    syncs.held = (began, go_on)
+    first = threading.Thread(target=engine.sync)
+    first.start()
+    assert began.wait(10)
+
+    def wait_for_it():
+        engine.sync()
+        second_ended.set()
+
+    second = threading.Thread(target=wait_for_it)
+    second.start()
+    assert not second_ended.wait(0.05)
+    go_on.set()
+    first.join()
+    second.join()
+    assert second_ended.is_set()
+    engine.close()
+
+
 def test_sparse_and_dead_segments_are_found_by_their_live_share(tmp_path):
     engine = opened(tmp_path)
     rows = [Segment(n, 1, live, 100 if n else None, 1) for n, live in enumerate([0, 0, 1, 24, 25, 26, 100])]
