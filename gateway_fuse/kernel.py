@@ -6,6 +6,7 @@ out of the tree of those who work in it (getcwd fails until it is looked up agai
 """
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import Iterable
@@ -22,10 +23,13 @@ _NEXT_EPOCH: Final = struct.pack("<IiQ", 16, 8, 0)
 _threads: Final = trio.CapacityLimiter(limits.INVALIDATION_THREADS)
 
 
-def forget_attributes(inode: int) -> None:
-    """Make the kernel ask for attributes and ACLs again. Does not wait for anything."""
-    with contextlib.suppress(OSError):  # it knows nothing of the inode: all the better
+def forget_attributes(inode: int) -> bool:
+    """Make the kernel ask for attributes and ACLs again. Does not wait for anything. False if the kernel does not know the inode (yet)."""
+    try:
         pyfuse3.invalidate_inode(pyfuse3_inode(inode), attr_only=True)
+    except OSError as error:
+        return error.errno != errno.ENOENT
+    return True
 
 
 def pyfuse3_inode(inode: int) -> pyfuse3.InodeT:

@@ -18,6 +18,8 @@ wait for the server, which waits for our acknowledgement. Hence:
 6. Dirty data is flushed, published and committed before a lease goes below WRITE; if the store does not let us, we go on trying until
    the server ends the session.
 7. What is open here when its last lease goes is acknowledged as OPEN, and released when it is closed: another mount may unlink it.
+8. The kernel takes an inode in some time after the answer that gave it, and overhears what it is told of it before; but it holds the
+   lock of the directory until then, so whoever waited for that lock is heard.
 """
 
 import logging
@@ -94,7 +96,7 @@ class Recalls:
         if keep >= max(node.lease, _READ) and (keep == _WRITE or node.is_directory):
             self.counters.attributes += 1
             node.stale()
-            kernel.forget_attributes(node.inode)
+            await self._forget_attributes(node)
             return node.lease
         if node.is_file and (node.data is not None or node.opens or node.fills):
             self.counters.data += 1
@@ -105,6 +107,24 @@ class Recalls:
             node.lease = min(node.lease, keep)
         return node.lease
 
+    async def _forget_attributes(self, node: Node) -> None:
+        """Make the kernel ask for attributes again, even where it is only just taking in the inode that it was given (8)."""
+        if kernel.forget_attributes(node.inode) or not node.lookups or node.place is None:
+            return
+        place, done = node.place, trio.Event()
+
+        async def forget() -> None:
+            try:
+                await kernel.forget_entries([place])
+                kernel.forget_attributes(node.inode)
+            finally:
+                done.set()
+
+        self.background.start_soon(forget)
+        parent = self.nodes.get(place[0])
+        if parent is not None and parent.directory is not None:
+            await self._wait_unless_locked(parent.directory, done)
+
     # Names.
 
     async def _forget_name(self, node: Node, name: bytes) -> None:
@@ -114,7 +134,7 @@ class Recalls:
             return
         directory.forget_name(name)
         node.stale()
-        kernel.forget_attributes(node.inode)
+        await self._forget_attributes(node)
         done = trio.Event()
 
         async def invalidate() -> None:
@@ -130,7 +150,7 @@ class Recalls:
         """Drop what is no open file: there is nothing to flush, and nobody to stall."""
         places = [] if node.directory is None else self._places_below(node)
         node.drop()
-        kernel.forget_attributes(node.inode)
+        await self._forget_attributes(node)
         if not places:
             return
         directory, done = node.directory, trio.Event()
@@ -188,7 +208,7 @@ class Recalls:
                 return  # the session is lost, and all leases with it
             refilled, node.fills = node.fills, 0
             node.drop()
-            kernel.forget_attributes(node.inode)
+            await self._forget_attributes(node)
             if refilled:
                 self.background.start_soon(kernel.forget_pages, node.inode)
         finally:
