@@ -11,11 +11,13 @@ from core.errors import UsageError
 from gateway_fuse.state import AtimePolicy
 
 _FOR_KERNEL: Final = frozenset(
-    ("suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "nodiratime", "allow_other")
+    ("suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "allow_other")
 )
 _FOR_OTHERS: Final = frozenset(
     (
         "defaults",
+        "diratime",
+        "nodiratime",
         "auto",
         "noauto",
         "user",
