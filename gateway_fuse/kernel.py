@@ -7,6 +7,7 @@ out of the tree of those who work in it (getcwd fails until it is looked up agai
 
 import contextlib
 import errno
+import functools
 import os
 import struct
 from collections.abc import Iterable
@@ -49,12 +50,20 @@ async def forget_entries(places: Iterable[tuple[int, bytes]]) -> None:
 
 async def forget_all_names(places: Iterable[tuple[int, bytes]]) -> None:
     """Make the kernel look every name up again; `places` are those it may know, for a kernel without epochs."""
-    descriptor = fuse_descriptor()
-    if descriptor is not None:
-        with contextlib.suppress(OSError):
-            os.write(descriptor, _NEXT_EPOCH)
-            return
-    await forget_entries(places)
+    if not outdate_all_names():
+        await forget_entries(places)
+
+
+def outdate_all_names() -> bool:
+    """Make the kernel ask again for every name before it uses it. Does not wait for anything. False if the kernel has no epochs."""
+    descriptor = _cached_descriptor()
+    if descriptor is None:
+        return False
+    try:
+        os.write(descriptor, _NEXT_EPOCH)
+    except OSError:
+        return False
+    return True
 
 
 async def forget_all_attributes(inodes: list[int]) -> None:
@@ -82,6 +91,11 @@ def fuse_descriptor() -> int | None:
     """Find the descriptor of the kernel's side; this process has one."""
     found = [int(each.name) for each in Path("/proc/self/fd").iterdir() if _leads_to_fuse(each)]
     return found[0] if len(found) == 1 else None
+
+
+@functools.cache
+def _cached_descriptor() -> int | None:
+    return fuse_descriptor()
 
 
 def _leads_to_fuse(link: Path) -> bool:

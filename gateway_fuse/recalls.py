@@ -20,6 +20,8 @@ wait for the server, which waits for our acknowledgement. Hence:
 7. What is open here when its last lease goes is acknowledged as OPEN, and released when it is closed: another mount may unlink it.
 8. The kernel takes an inode in some time after the answer that gave it, and overhears what it is told of it before; but it holds the
    lock of the directory until then, so whoever waited for that lock is heard.
+9. Of attributes that it knows to be stale the kernel still takes the owner, to say who may chmod or remove; so the names of an inode that
+   may change elsewhere are outdated, too: the next path that leads to it is looked up, which brings the attributes.
 """
 
 import logging
@@ -97,12 +99,16 @@ class Recalls:
             self.counters.attributes += 1
             node.stale()
             await self._forget_attributes(node)
+            self._ask_for_owner(node)
             return node.lease
         if node.is_file and (node.data is not None or node.opens or node.fills):
             self.counters.data += 1
             await self._lower_file(node, keep)
+            if not node.lease:
+                self._ask_for_owner(node)
         elif keep == _NONE:
             await self._drop_quietly(node)
+            self._ask_for_owner(node)
         else:
             node.lease = min(node.lease, keep)
         return node.lease
@@ -124,6 +130,11 @@ class Recalls:
         parent = self.nodes.get(place[0])
         if parent is not None and parent.directory is not None:
             await self._wait_unless_locked(parent.directory, done)
+
+    def _ask_for_owner(self, node: Node) -> None:
+        """Make the kernel look a name up before it judges by the owner: of stale attributes it uses that without asking (9)."""
+        if node.lookups and not kernel.outdate_all_names() and node.place is not None and not node.is_directory:
+            self.background.start_soon(kernel.forget_entries, [node.place])
 
     # Names.
 

@@ -348,7 +348,6 @@ def errno_of(call: Callable[..., object], *arguments: object) -> int | None:
     return None
 
 
-@pytest.mark.xfail(reason="the kernel checks owners with attributes that it was told are old", strict=True)
 def test_what_was_taken_from_a_user_on_one_mount_he_may_not_change_on_the_other(places):
     path = places.here / "taken away"
     path.touch()
