@@ -19,6 +19,7 @@ import prometheus_client
 import pyfuse3
 import trio
 
+from core.allocator import tune_allocator
 from core.cli.session import Session
 from core.config import PoolSettings, split_image_reference
 from core.errors import BlockyardError, UsageError, WorldError
@@ -61,6 +62,7 @@ _HANDLERS_S = 5.0
 def serve_mount(session: Session, order: MountOrder, ready: Callable[[], None]) -> None:
     """Mount, call `ready` when the mount answers, and serve until it is unmounted. Raises what went wrong before, or at the end."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    tune_allocator()
     reference, name = split_image_reference(order.filesystem, "a filesystem")
     settings = session.settings(reference)
     pool, passphrase = _open_pool(session, settings)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from core.allocator import tune_allocator
 from core.errors import BlockyardError, NotFoundError, StoreTimeoutError
 from gateway_nbd import limits, parameters
-from gateway_nbd.allocator import tune_allocator
 from gateway_nbd.connection import BlockImage, Connection, wire_errno
 from gateway_nbd.exports import Exports, ImageSource
 from gateway_nbd.figures import StoreCalls

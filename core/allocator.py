@@ -2,7 +2,7 @@
 
 With an arena for each thread glibc keeps what each of them freed; Python lets one thread allocate at a time, so more arenas
 win nothing. And a segment of 4 to 8 MiB that is put leaves a hole in the heap that small things settle in. After nbd-8 on a directory the
-gateway had 409 MB with the defaults and 294 with two arenas; on RADOS segments apart from the heap saved another 45.
+NBD gateway had 409 MB with the defaults and 294 with two arenas; on RADOS segments apart from the heap saved another 45.
 """
 
 import ctypes
