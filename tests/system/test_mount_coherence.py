@@ -25,7 +25,7 @@ from nbd_server import DirectoryPool, wait_until
 
 pytestmark = pytest.mark.system
 
-SECONDS = float(os.environ.get("BLOCKYARD_TEST_LITMUS_S", "1"))
+SECONDS = float(os.environ.get("BLOCKYARD_TEST_LITMUS_S", "0.5"))
 SEED = int(os.environ.get("BLOCKYARD_TEST_LITMUS_SEED", "1"))
 LOCAL = bool(os.environ.get("BLOCKYARD_TEST_LITMUS_LOCAL"))
 MOUNTS = 5
