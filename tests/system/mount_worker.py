@@ -120,6 +120,15 @@ def write_noise(path: str | Path, size: int) -> None:
     write_whole(path, os.urandom(size))
 
 
+def sync_file(path: str | Path) -> None:
+    """Return when a file is durable. sync(2) does not reach a FUSE filesystem."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_whole(path: str | Path) -> bytes:
     """Give the contents of a file."""
     with open(path, "rb", buffering=0) as file:
