@@ -63,10 +63,10 @@ def _listed(state: State, request: ReadDirectory) -> Listed:
 
 
 def touch_listing(state: State, request: ReadDirectory) -> list[Touch]:
-    """Name what ReadDirectory conflicts with: the directory, for whose change somebody may wait, and the files listed."""
+    """Name what ReadDirectory conflicts with: all that it grants, for whose change somebody may wait, be it a file or not."""
     _, nodes, _ = _listed(state, request)
     directory = Touch(request.directory, None, Access.READ)
-    return [directory, *(Touch(row.number, None, Access.READ) for row in nodes if stat.S_ISREG(row.mode))]
+    return [directory, *(Touch(row.number, None, Access.READ) for row in nodes)]
 
 
 def listing(state: State, request: ReadDirectory) -> Answer:
