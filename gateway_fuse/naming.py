@@ -181,9 +181,17 @@ class Naming:
     # Making.
 
     async def make(
-        self, parent: int, name: bytes, mode: int, rdev: int, target: bytes | None, ctx: pyfuse3.RequestContext
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        target: bytes | None,
+        ctx: pyfuse3.RequestContext,
+        *,
+        opening: bool = False,
     ) -> Node:
-        """Make an inode and give its node; the caller tells the kernel."""
+        """Make an inode and give its node; the caller tells the kernel. With `opening`, it counts as open once more from its making on."""
         directory = self._changeable(parent, name)
         names = directory.directory
         assert names is not None, "it is a directory"
@@ -191,7 +199,7 @@ class Naming:
         try:
             return await self._call(
                 Make(parent, name, mode, ctx.uid, ctx.gid, rdev, target),
-                lambda answer: self._install_made(directory, name, answer),
+                lambda answer: self._install_made(directory, name, answer, opening=opening),
             )
         except OperationError:
             names.forget_name(name)  # what we knew of it was wrong, or was not known
@@ -199,11 +207,14 @@ class Naming:
         finally:
             names.end_change()
 
-    def _install_made(self, directory: Node, name: bytes, made: Made) -> Node:
+    def _install_made(self, directory: Node, name: bytes, made: Made, *, opening: bool) -> Node:
         nodes = self._nodes
         directory.lease = max(directory.lease, _READ)
         self._install_directory(directory, made)
         node = nodes.install(made.node, _WRITE if stat.S_ISREG(made.node.attributes.mode) else _READ)
+        node.opens += (
+            opening  # here, or a recall that comes before the handler wakes up finds it without use and gives it up
+        )
         node.place = (directory.inode, name)
         if node.directory is not None:
             node.directory.begin_empty()

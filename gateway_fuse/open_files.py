@@ -69,13 +69,13 @@ class OpenFiles:
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Answer CREATE."""
         try:
-            node = await self._naming.make(parent, name, stat.S_IMODE(mode) | stat.S_IFREG, 0, None, ctx)
+            regular = stat.S_IMODE(mode) | stat.S_IFREG
+            node = await self._naming.make(parent, name, regular, 0, None, ctx, opening=True)
         except OperationError as error:
             if error.errno == errno.EEXIST and not flags & os.O_EXCL:
                 # Another mount was faster. The kernel looks the name up again, checks permissions, and opens what is there.
                 raise OperationError(errno.ESTALE) from None
             raise
-        node.opens += 1
         return self._opened(node, flags, ctx.uid), self._naming.entry(self._nodes.known(parent), name, node)
 
     def _opened(self, node: Node, flags: int, uid: int) -> pyfuse3.FileInfo:
