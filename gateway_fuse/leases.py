@@ -7,6 +7,7 @@
    the directory or of its parent (permission checks before a name is changed). `asking` counts them, so that recalls do not wait for it.
 """
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from gateway_fuse.directories import Directory
 from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.connection import Client
 from metadata_server.client.errors import SessionLostError
+from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
 from metadata_server.protocol.model import Node as NodeValue
 from metadata_server.protocol.requests import Acquire, Request, Space
@@ -60,6 +62,9 @@ class Leases:
 
         The lease may have ended again on return.
         """
+        if self.nodes.nodes.setdefault(node.inode, node) is not node:
+            # What the server grants would go to the other one, and whoever waits for it here would ask for ever.
+            raise OperationError(errno.ESTALE, f"inode {node.inode} was forgotten and learnt anew under an open file")
         # A lease that is held is not to be lowered by asking for less.
         wanted = max(lease, node.lease)
 

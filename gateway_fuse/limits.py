@@ -56,6 +56,8 @@ SERVER_START_S: Final = 30.0
 CONTROL_REQUEST_BYTES: Final = 4096
 VIRTUAL_INODES: Final = 1 << 62
 """Inode numbers from here on belong to the mount itself."""
+CREATE_TRIES: Final = 8
+"""Times a file is made anew that another mount made and removed in between."""
 
 assert RELEASE_BATCH <= NODES_TRIMMED < NODES, "trimming makes room by whole batches"
 assert LISTED_ENTRIES <= READ_DIRECTORY_ENTRIES, "a small directory is listed by one request"

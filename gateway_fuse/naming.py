@@ -124,6 +124,20 @@ class Naming:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return self.entry(directory, name, node)
 
+    async def is_there(self, parent: int, name: bytes) -> bool:
+        """Ask the server whether a name is there now."""
+        directory = self._directory(parent)
+        names = directory.directory
+        assert names is not None, "it is a directory"
+        names.begin_change()
+        try:
+            found: Node | None = await self._state.leases.ask(
+                Lookup(parent, name), lambda answer: self._install_lookup(directory, name, answer)
+            )
+        finally:
+            names.end_change()
+        return found is not None
+
     def _install_lookup(self, directory: Node, name: bytes, value: NodeValue | None) -> Node | None:
         names = directory.directory
         assert names is not None, "it is a directory"

@@ -309,8 +309,8 @@ class NodeCache:
             self._wanted[node.inode] = None
             self._wake()
         node.drop()
-        if not node.lookups and not node.opens:
-            self.nodes.pop(node.inode, None)
+        if not node.lookups and not node.opens and self.nodes.get(node.inode) is node:
+            del self.nodes[node.inode]
 
     def unpin(self, node: Node) -> None:
         """Have the server told that an inode on which we hold no lease is not open here any more."""

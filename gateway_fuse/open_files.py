@@ -15,7 +15,7 @@ import pyfuse3
 
 from core.errors import BlockyardError, FencedError
 from core.store.contract import Buffer
-from gateway_fuse import kernel
+from gateway_fuse import kernel, limits
 from gateway_fuse.naming import Naming
 from gateway_fuse.nodes import Node
 from gateway_fuse.state import Handle, MountState
@@ -68,15 +68,19 @@ class OpenFiles:
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Answer CREATE."""
-        try:
-            regular = stat.S_IMODE(mode) | stat.S_IFREG
-            node = await self._naming.make(parent, name, regular, 0, None, ctx, opening=True)
-        except OperationError as error:
-            if error.errno == errno.EEXIST and not flags & os.O_EXCL:
-                # Another mount was faster. The kernel looks the name up again, checks permissions, and opens what is there.
-                raise OperationError(errno.ESTALE) from None
-            raise
-        return self._opened(node, flags, ctx.uid), self._naming.entry(self._nodes.known(parent), name, node)
+        regular = stat.S_IMODE(mode) | stat.S_IFREG
+        for _ in range(limits.CREATE_TRIES):
+            try:
+                node = await self._naming.make(parent, name, regular, 0, None, ctx, opening=True)
+            except OperationError as error:
+                if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                    raise
+                if await self._naming.is_there(parent, name):
+                    break
+            else:
+                return self._opened(node, flags, ctx.uid), self._naming.entry(self._nodes.known(parent), name, node)
+        # Another mount was faster. The kernel looks the name up again, once, checks permissions, and opens what is there.
+        raise OperationError(errno.ESTALE)
 
     def _opened(self, node: Node, flags: int, uid: int) -> pyfuse3.FileInfo:
         writable = bool(flags & _WRITING)
