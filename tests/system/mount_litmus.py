@@ -4,8 +4,8 @@ What is asked for is what processes on one local disk see: once a call returned,
 "Later" is told by a page of shared memory outside the filesystem, or by the filesystem itself. The standard library alone.
 """
 
-import mmap
 import errno
+import mmap
 import os
 import struct
 import time
