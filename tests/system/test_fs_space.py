@@ -35,6 +35,18 @@ def stored_bytes(filesystem: SharedFilesystem) -> int:
     return total
 
 
+def serves(filesystem: SharedFilesystem) -> bool:
+    """Say whether a metadata server of the filesystem runs, whoever started it."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"metadata-server" in words and filesystem.reference.encode() in words:
+            return True
+    return False
+
+
 def comes_back(filesystem: SharedFilesystem, live_bytes: int) -> bool:
     return comes_true(lambda: stored_bytes(filesystem) <= live_bytes * SLACK + SMALL, WITHIN_S, 0.1)
 
@@ -128,6 +140,7 @@ def test_what_a_short_mount_removed_leaves_the_pool_with_the_next_one(shared_fil
     fill(mounted / "file", 1, 4 * MIB)
     os.unlink(mounted / "file")
     mounted.unmount()
+    assert comes_true(lambda: not serves(shared_filesystem), WITHIN_S), "the server ends with its last mount"
     assert stored_bytes(shared_filesystem) > 4 * MIB
     shared_filesystem.mount("b")
     assert comes_back(shared_filesystem, 0), f"{stored_bytes(shared_filesystem)} bytes stay"
