@@ -60,6 +60,8 @@ SEQUENCE_RANGE: Final = 1 << 16
 """Segment numbers a session takes at once; a put store uses one for every flush."""
 COMMIT_DELAY_S: Final = 2.0
 """What a mount buffers is told to the metadata server after this time."""
+PENDING_RANGES: Final = 1 << 16
+"""Ranges of one file that wait to be committed; with the blocks that the log lets wait they fit in one message of the protocol."""
 
 # Memory.
 MAP_PAGES_RAM: Final = 8192

@@ -14,6 +14,7 @@ import errno
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -230,7 +231,7 @@ class Files:
         if not length:
             return True
         log = self.log
-        if not log.has_room:
+        if not log.has_room or len(data.pending) >= limits.PENDING_RANGES:
             return False
         first = offset >> _SHIFT
         last = (end - 1) >> _SHIFT
@@ -319,6 +320,8 @@ class Files:
         log = self.log
         if not log.has_room:
             await trio.to_thread.run_sync(log.wait_for_room)
+        if len(data.pending) >= limits.PENDING_RANGES:
+            await self.flush([data])
         first, last = offset >> _SHIFT, (offset + length - 1) >> _SHIFT
         await self._know(data, first, last - first + 1)
         if not self._fits(data, first, last - first + 1):
@@ -387,12 +390,8 @@ class Files:
             durable, self._want_durable = self._want_durable, False
             if durable:
                 # The log's flush makes the blocks of all files durable, so whoever calls fsync for one after the other pays once.
-                others = (
-                    [each for each in self._dirty.values() if each not in wanted]
-                    if len(wanted) < _BATCH_UPDATES
-                    else []
-                )
-                wanted += others[: _BATCH_UPDATES - len(wanted)]
+                others = (each for each in list(self._dirty.values()) if each not in wanted)
+                wanted = [*wanted, *islice(others, max(0, _BATCH_UPDATES - len(wanted)))]
             publish, self._want_publish = self._want_publish, False
             await self._commit(wanted, datas, durable=durable, publish=publish)
 

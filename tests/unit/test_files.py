@@ -8,6 +8,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core import limits
 from core.crypto.aead import Algorithm
 from core.crypto.signature import Signer, Verifiers
 from core.crypto.volume import VolumeKeys
@@ -352,6 +353,29 @@ def test_a_segment_is_reported_closed_with_the_last_of_what_lies_in_it(store):
         )
         await here.files.flush_all()
         assert 1 in server.closed
+        here.end()
+
+    trio.run(main)
+
+
+def test_what_waits_of_one_file_fits_in_a_message_however_long_the_server_was_away(tmp_path, monkeypatch):
+    """Zeros take no room in the log, so nothing else bounds them."""
+    monkeypatch.setattr(limits, "PENDING_RANGES", 50)
+
+    async def main():
+        server = Server()
+        here = Mount(FileStore(tmp_path / "s"), server)
+        data = await here.open(5)
+        await here.files.truncate(data, 1 << 30)
+        server.refuse = OperationError(5, "away")
+        for number in range(50):
+            await here.write(data, number * 3 * BLOCK_BYTES, bytes(BLOCK_BYTES))
+        with pytest.raises(OperationError, match="away"):
+            await here.write(data, 150 * BLOCK_BYTES, bytes(BLOCK_BYTES))
+        assert len(data.pending) == 50
+        server.refuse = None
+        await here.write(data, 0, b"x" * BLOCK_BYTES)
+        assert len(data.pending) == 1
         here.end()
 
     trio.run(main)
