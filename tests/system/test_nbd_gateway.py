@@ -316,15 +316,33 @@ def test_sigterm_in_the_middle_of_writes_loses_nothing_that_was_flushed(director
             assert int.from_bytes(after.pread(8, number % 16384 * 4096), "little") >= number
 
 
+def state_of(pid: int) -> str:
+    """One letter, of /proc."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 @dataclass
 class Hangable:
     """A directory whose filesystem can be made to answer nothing for a while."""
 
     directory: Path
     server: subprocess.Popen[bytes]
+    control: Path
+    """Where the kernel tells of its FUSE connections."""
 
     def hang(self) -> None:
-        self.server.send_signal(signal.SIGSTOP)
+        """Between two requests: a process that waits for one the filesystem has read already cannot even be killed."""
+        waiting = self.control / str(os.minor(self.directory.stat().st_dev)) / "waiting"
+
+        def stopped_idle() -> bool:
+            self.server.send_signal(signal.SIGSTOP)
+            wait_until(lambda: state_of(self.server.pid) == "T", "the filesystem has stopped")
+            if waiting.read_text().strip() == "0":
+                return True
+            self.server.send_signal(signal.SIGCONT)
+            return False
+
+        wait_until(stopped_idle, "the filesystem stopped with no request in its hands")
 
     def answer(self) -> None:
         self.server.send_signal(signal.SIGCONT)
@@ -332,10 +350,11 @@ class Hangable:
 
 @pytest.fixture
 def hangable(tmp_path):
-    below, mounted = tmp_path / "below", tmp_path / "mounted"
-    below.mkdir()
-    mounted.mkdir()
-    filesystem = Hangable(mounted, subprocess.Popen(["bindfs", "-f", str(below), str(mounted)]))
+    below, mounted, control = tmp_path / "below", tmp_path / "mounted", tmp_path / "control"
+    for directory in (below, mounted, control):
+        directory.mkdir()
+    run("mount", "-t", "fusectl", "fusectl", control)
+    filesystem = Hangable(mounted, subprocess.Popen(["bindfs", "-f", str(below), str(mounted)]), control)
     try:
         wait_until(lambda: os.path.ismount(mounted), "the filesystem is mounted")
         yield filesystem
@@ -343,6 +362,7 @@ def hangable(tmp_path):
         filesystem.answer()
         run("umount", "-l", mounted, check=False)
         filesystem.server.wait(10)
+        run("umount", control)
 
 
 def test_sigterm_with_a_hanging_store_ends_within_20_seconds_and_keeps_what_was_acknowledged(tmp_path, hangable):
