@@ -51,11 +51,17 @@ class Volume:
     key_id: int
 
 
-def create_volume(pool: Pool, family: VolumeFamily, name: str, fields: Mapping[str, RecordValue]) -> Volume:
-    """Make a volume with a key of its own and name it; durable on return. AlreadyExistsError if the name is taken."""
+def create_volume(
+    pool: Pool, family: VolumeFamily, name: str, fields: Mapping[str, RecordValue], volume_id: bytes | None = None
+) -> Volume:
+    """Make a volume with a key of its own and name it; durable on return. AlreadyExistsError if the name is taken.
+
+    Its id is drawn at random unless the caller drew one.
+    """
     pool.keys.require_writer(f"creating {family.kind.with_article}")
     pool.names.check_free(name)
-    volume = Volume(name, pool.world.random_bytes(VOLUME_ID_BYTES), int(pool.world.now()), pool.algorithm, FIRST_KEY_ID)
+    volume_id = volume_id or pool.world.random_bytes(VOLUME_ID_BYTES)
+    volume = Volume(name, volume_id, int(pool.world.now()), pool.algorithm, FIRST_KEY_ID)
     key = pool.world.random_bytes(KEY_BYTES)
     what = family.description_key(volume.volume_id)
     values: dict[str, RecordValue] = {
