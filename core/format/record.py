@@ -47,6 +47,7 @@ class RecordKind(IntEnum):
     CHILD = 10
     FILESYSTEM = 11
     METADATA = 12
+    REQUEST = 13
 
     @property
     def signed(self) -> bool:
