@@ -1,0 +1,108 @@
+"""Exploring: one story under every schedule with a bounded number of preemptions, and the schedule that failed as text."""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.races.scheduler import Call, Choices, Decision, Scheduler
+
+_WRITES: Final = {"put", "overwrite", "delete", "create_growing", "append", "sync", "publish", "discard"}
+_STEPS: Final = {"time", "kill"}
+_LISTS: Final = {"list", "list_growing"}
+
+
+def commute(one: Call, other: Call) -> bool:
+    """Say whether two calls of different actors give the same in either order."""
+    if one.method in _STEPS or other.method in _STEPS:
+        return False
+    if one.method not in _WRITES and other.method not in _WRITES:
+        return True
+    if one.method in _LISTS or other.method in _LISTS:
+        return not (one.key.startswith(other.key) or other.key.startswith(one.key))
+    return one.key != other.key
+
+
+@dataclass
+class Explored:
+    """How much was tried."""
+
+    runs: int = 0
+    deepest: int = 0
+    outcomes: set[object] = field(default_factory=set)
+
+
+class ScheduleError(AssertionError):
+    """A story failed under a schedule; the message has both, and the calls as they came."""
+
+
+Story = Callable[[Scheduler], Any]
+
+
+def text_of(choices: Choices) -> str:
+    """Write a schedule as text, for `replay`."""
+    return " ".join(f"{number}:{actor}" for number, actor in sorted(choices.items()))
+
+
+def schedule_of(text: str) -> dict[int, str]:
+    """Read what `text_of` wrote."""
+    pairs = (part.partition(":") for part in text.split())
+    return {int(number): actor for number, _, actor in pairs}
+
+
+def replay(story: Story, schedule: str | Choices) -> Scheduler:
+    """Tell a story under one schedule; ScheduleError if it fails."""
+    choices = schedule_of(schedule) if isinstance(schedule, str) else schedule
+    scheduler = Scheduler(choices)
+    failure = scheduler.run(story)
+    if failure is not None:
+        calls = "\n".join(f"  {number:4} {call}" for number, call in enumerate(scheduler.calls))
+        raise ScheduleError(f'schedule "{text_of(choices)}": {failure!r}\n{calls}') from failure
+    return scheduler
+
+
+def explore(story: Story, *, preemptions: int = 2, reduced: bool = True, most: int = 100_000) -> Explored:
+    """Tell a story under every schedule with at most so many preemptions; ScheduleError at the first that fails.
+
+    A preemption takes the turn from an actor that could go on. `reduced` leaves out those before a call that commutes with all that
+    the other actor does afterwards: they give what the preemption before the actor's next call gives (Flanagan and Godefroid, POPL 2005,
+    with the bound of Musuvathi and Qadeer, PLDI 2007). Schedules with fewer preemptions come first.
+    """
+    explored = Explored()
+    waiting: list[tuple[int, int, tuple[tuple[int, str], ...]]] = [(0, 0, ())]
+    known: set[tuple[str, ...]] = set()
+    while waiting:
+        _, _, choices = heapq.heappop(waiting)
+        scheduler = replay(story, dict(choices))
+        explored.runs += 1
+        assert explored.runs <= most, f"more than {most} schedules"
+        explored.deepest = max(explored.deepest, len(scheduler.decisions))
+        taken = tuple(decision.chosen for decision in scheduler.decisions)
+        spent = 0
+        for number, decision in enumerate(scheduler.decisions):
+            for other in decision.enabled:
+                price = spent + (decision.pending is not None and other != decision.running)
+                if other == decision.chosen or price > preemptions:
+                    continue
+                if reduced and not _matters(decision, other, scheduler.calls):
+                    continue
+                prefix = (*taken[:number], other)
+                if prefix not in known:
+                    known.add(prefix)
+                    forced = tuple(
+                        (at, actor) for at, actor in enumerate(prefix) if actor != _usual(scheduler.decisions[at])
+                    )
+                    heapq.heappush(waiting, (price, explored.runs * 100_000 + number, forced))
+            spent += decision.preempts
+    return explored
+
+
+def _usual(decision: Decision) -> str:
+    return decision.running if decision.running in decision.enabled else decision.enabled[0]
+
+
+def _matters(decision: Decision, other: str, calls: list[Call]) -> bool:
+    if decision.pending is None or other == decision.running:
+        return True
+    later = calls[decision.calls_before :]
+    return any(call.actor == other and not commute(decision.pending, call) for call in later)
