@@ -28,6 +28,8 @@ class Kind(IntEnum):
     PAGES = 3
     ROOT = 4
     RECOVERY = 5
+    PACK = 6
+    PACK_INDEX = 7
 
 
 LOG_KINDS: Final = (Kind.SEGMENT, Kind.BARRIER, Kind.RECOVERY)

@@ -47,6 +47,10 @@ class RecordKind(IntEnum):
     CHILD = 10
     FILESYSTEM = 11
     METADATA = 12
+    VAULT = 13
+    MANIFEST = 14
+    FORGOTTEN = 15
+    CONDEMNED = 16
     REQUEST = 13
 
     @property

@@ -1,6 +1,6 @@
 """Names of volumes: sealed records under keyed hashes, so that the store learns no name. Stateless; any thread.
 
-Images and filesystems share one space of names. Invariants: (a) a name is put only if absent, so it means one volume; (b) a renamed
+Images, filesystems and the vault share one space of names. Invariants: (a) a name is put only if absent, so it means one volume; (b) a renamed
 volume has its new name before it loses the old one; of two names of one volume the one with more renames counts, and the other is
 what a crash left behind.
 """
@@ -25,10 +25,11 @@ class VolumeKind(Enum):
 
     IMAGE = "image"
     FILESYSTEM = "filesystem"
+    VAULT = "vault"
 
     @property
     def with_article(self) -> str:
-        """Give `an image` or `a filesystem`, for sentences."""
+        """Give `an image`, `a filesystem` or `a vault`, for sentences."""
         return f"{'an' if self is VolumeKind.IMAGE else 'a'} {self.value}"
 
 
@@ -42,7 +43,11 @@ class Name:
     kind: VolumeKind = VolumeKind.IMAGE
 
 
-_VERBS: Final = {VolumeKind.IMAGE: "`blockyard image`", VolumeKind.FILESYSTEM: "`blockyard fs` and `blockyard mount`"}
+_VERBS: Final = {
+    VolumeKind.IMAGE: "`blockyard image`",
+    VolumeKind.FILESYSTEM: "`blockyard fs` and `blockyard mount`",
+    VolumeKind.VAULT: "`blockyard backup`",
+}
 
 
 class Names:

@@ -1,4 +1,4 @@
-"""What images and filesystems have in common: a sealed description with a wrapped key, and a name that leads to it.
+"""What images, filesystems and vaults have in common: a sealed description with a wrapped key, and a name that leads to it.
 
 Stateless; any thread. A volume is its id: a name is a record that leads to it, so renaming never touches what is open.
 """
@@ -38,6 +38,7 @@ class VolumeFamily:
 
 IMAGES: Final = VolumeFamily(VolumeKind.IMAGE, RecordKind.IMAGE, "image")
 FILESYSTEMS: Final = VolumeFamily(VolumeKind.FILESYSTEM, RecordKind.FILESYSTEM, "fs")
+VAULTS: Final = VolumeFamily(VolumeKind.VAULT, RecordKind.VAULT, "vault")
 
 
 @dataclass(frozen=True, slots=True)
