@@ -1,9 +1,10 @@
 """Settings of pools and images: the configuration file, then the environment, then arguments; and how pools are named.
 
 A **pool reference** is a name that the configuration file gives (`[pools.NAME]`) or a URL (it contains `://`).
-An **image reference** is `POOL/IMAGE`, a filesystem's is like it. For a name it splits at the `/`; for a URL at the last
-`/` of its path, the query staying with the pool: `rados://rbd/prefix/disk?conf=/etc/ceph/ceph.conf` is image `disk` of the pool
-`rados://rbd/prefix?conf=/etc/ceph/ceph.conf`. Image names hold no `/`, `?`, `#` or `@`, so this is never ambiguous.
+An **image reference** is `POOL/IMAGE`, a filesystem's is like it; `POOL/IMAGE@SNAPSHOT` names one of its snapshots. For a name it
+splits at the `/`; for a URL at the last `/` of its path, the query staying with the pool: `rados://rbd/prefix/disk?conf=/etc/ceph/ceph.conf`
+is image `disk` of the pool `rados://rbd/prefix?conf=/etc/ceph/ceph.conf`. Image names hold no `/`, `?`, `#` or `@`, so this is never
+ambiguous.
 
 Nothing here holds a secret: settings name the file or descriptor that a secret is read from.
 """
@@ -179,10 +180,19 @@ def split_image_reference(text: str, noun: str = "an image") -> tuple[str, str]:
         raise UsageError(f"{text!r} does not name {noun}; write {form}, such as backup/disk or file:///srv/p/disk")
     if "://" not in pool and "/" in pool:
         raise UsageError(f"{text!r} does not name {noun}; a pool is a configured name or a URL such as file:///srv/p")
-    check_image_name(image, noun)
+    split_snapshot(image, noun)
     if pool.endswith("://"):
         pool += "/"
     return pool + question_mark + query, image
+
+
+def split_snapshot(name: str, noun: str = "an image") -> tuple[str, str | None]:
+    """Split `IMAGE@SNAPSHOT` into the two names; None where no snapshot is named."""
+    image, at, snapshot = name.partition("@")
+    check_image_name(image, noun)
+    if at:
+        check_image_name(snapshot, "a snapshot")
+    return image, snapshot if at else None
 
 
 def check_image_name(name: str, noun: str = "an image") -> None:

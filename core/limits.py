@@ -32,6 +32,8 @@ ARGON2_ITERATIONS: Final = 16
 ARGON2_LANES: Final = 16
 """The most that a stored slot may ask of the machine that tries it."""
 CHECKPOINT_ROOT_BYTES: Final = 64 * MIB
+LINEAGE: Final = 512
+"""Ancestors of one clone."""
 
 # The writer.
 BARRIER_WINDOW: Final = 1024
@@ -85,7 +87,15 @@ STORE_ATTEMPT_S: Final = 5.0
 STORE_ATTEMPTS: Final = 12
 STORE_BACKOFF_S: Final = 0.05
 """The first wait between two attempts; it doubles."""
+COLLECT_AGAIN_S: Final = 60.0
+"""Segments that a snapshot kept are looked at again after this time, without a checkpoint that would do it anyway."""
 LOCK_HEARTBEAT_S: Final = 5.0
+REQUEST_WAIT_S: Final = 20.0
+"""For a living writer's answer to a request; a writer behind a network looks at each heartbeat."""
+ATTENTION_S: Final = 15.0
+"""After an answer a writer looks for the next request ten times a second for so long."""
+FREEZE_S: Final = 3.0
+"""A writer that was asked to hold still goes on after this time, whatever became of who asked."""
 LOCK_LEASE_S: Final = 30.0
 
 assert SEGMENT_BLOCKS <= SEGMENT_FRAMES, "a frame holds at least one block"
@@ -94,4 +104,5 @@ assert SEGMENT_FRAMES * BLOCKS_PER_FRAME <= 1 << 16, "a position is 16 bits of a
 assert POOL_WRITERS * 128 < RECORD_BYTES, "a description with every writer fits in a record"
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
+assert LOCK_HEARTBEAT_S * 3 < REQUEST_WAIT_S, "a request outlives a few heartbeats"
 assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"

@@ -27,13 +27,21 @@ class RecordKind(IntEnum):
     WRITE = 1
     TRIM = 2
     RESIZE = 3
+    RELOCATE = 4
+    """As WRITE, of blocks that stood elsewhere before: their contents are not new."""
     INODE = 5
     """The WRITE records after it, up to the next of its kind in the segment, are of the file whose inode is `start`: filesystems only."""
+    REVERT = 6
+    """The image is again as it was at the pin of checkpoint `count` and generation `start`: images only."""
+
+
+PLACING: Final = (RecordKind.WRITE, RecordKind.RELOCATE)
+"""Records that have blocks in their frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One change: blocks written or trimmed from `start`, or the image resized to `start` bytes."""
+    """One change: blocks written, moved or trimmed from `start`, the image resized to `start` bytes or reverted."""
 
     kind: RecordKind
     start: int
@@ -59,12 +67,14 @@ def unpack_records(data: Buffer, blocks: int, what: str) -> list[Record]:
             ) from None
         if kind is RecordKind.INODE:
             plausible = start > 0 and count == 0
+        elif kind is RecordKind.REVERT:
+            plausible = count <= start
         else:
             end_bytes = start if kind is RecordKind.RESIZE else (start + count) * BLOCK_BYTES
             plausible = end_bytes <= limits.IMAGE_BYTES
         if not plausible:
             raise IntegrityError(f"{what} holds a record past the largest image or of no file: it was altered")
-        if kind is RecordKind.WRITE:
+        if kind in PLACING:
             written += count
         records.append(Record(kind, start, count))
     if written != blocks:

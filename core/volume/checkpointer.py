@@ -7,12 +7,15 @@ while the state is captured.
    they are.
 """
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
 from core.format.checkpoint import Root
@@ -25,6 +28,7 @@ from core.volume.log_writer import LogWriter
 from core.volume.names import VolumeNames
 from core.volume.owner_lock import living_leases
 from core.volume.page_store import PageStore
+from core.volume.pins import Kept, Pin, kept_by, standing_pins
 from core.volume.replay import VolumeState
 from core.world import World
 
@@ -55,8 +59,10 @@ class Checkpointer:
         names: VolumeNames,
         keys: VolumeKeys,
         pages: PageStore,
+        base: int,
         world: World,
     ) -> None:
+        """`base` is the last sequence that belongs to an ancestor, 0 if there is none."""
         self.checkpoints_written = 0
         self.segments_deleted = 0
         self._state = state
@@ -66,7 +72,10 @@ class Checkpointer:
         self._names = names
         self._keys = keys
         self._pages = pages
+        self._base = base
         self._world = world
+        self._kept: dict[Pin, Kept] = {}
+        self._collected_s = world.monotonic()
         self._turn = threading.Lock()
         self._burnt = -1
         self._taken_over_at = state.generation
@@ -146,7 +155,7 @@ class Checkpointer:
         with self._lock:
             published = dict(state.stored)  # copied in one step: segments are published without this lock
             stored = {sequence: size for sequence, size in published.items() if sequence <= capture.generation}
-            condemned = collector.condemn(capture.live, state.condemned, capture.generation)
+            condemned = collector.condemn(capture.live, state.condemned, capture.generation, self._base)
         root = Root(
             generation=capture.generation,
             epoch=self._writer.reign.epoch,
@@ -182,8 +191,13 @@ class Checkpointer:
 
     def _collect(self) -> None:
         state = self._state
-        pins = living_leases(self._store, self._names, self._keys, self._world)
-        deleted = collector.collect(self._store, self._names, state.condemned, pins, self._roots)
+        self._collected_s = self._world.monotonic()
+        leases = living_leases(self._store, self._names, self._keys, self._world)
+        kept = self._standing()
+        if kept is None or not self._roots:
+            return
+        deleted = collector.deletable(state.condemned, leases, self._roots, kept)
+        collector.delete_segments(self._store, self._names, deleted)
         with self._lock:
             for sequence in deleted:
                 state.condemned.pop(sequence, None)
@@ -193,7 +207,38 @@ class Checkpointer:
         packs = {int(pack) for pack in np.unique(state.pages.packs)} | set(self._roots)
         if len(self._roots) > 1:
             packs |= {int(pack) for pack in np.unique(self._pages.read_root(self._roots[0]).pages.packs)}
-        collector.delete_old_checkpoints(self._store, self._names, pins, self._roots, packs)
+        collector.delete_old_checkpoints(self._store, self._names, leases, self._roots, kept, packs)
+
+    def _standing(self) -> list[Kept] | None:
+        """Say what snapshots and children keep; None where that cannot be told, and so nothing may go."""
+        try:
+            pins = standing_pins(self._store, self._names, self._keys)
+            known = {pin: self._kept.get(pin) or self._look_at(pin) for pin in pins}
+        except IntegrityError:
+            return None
+        self._kept = known
+        return list(known.values())
+
+    def _look_at(self, pin: Pin) -> Kept:
+        return kept_by(pin, self._pages.read_root(pin.checkpoint) if pin.checkpoint else None)
+
+    @property
+    def kept(self) -> list[Kept]:
+        """What snapshots and children kept when they were last looked at."""
+        return list(self._kept.values())
+
+    def collect_again(self) -> None:
+        """Collect what waits condemned, if that is some time ago: a snapshot may have gone since."""
+        if self._state.condemned and self._world.monotonic() - self._collected_s > limits.COLLECT_AGAIN_S:
+            with self._turn:
+                if self.check_reign():
+                    self._collect()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Write no checkpoint meanwhile."""
+        with self._turn:
+            yield
 
     def due(self, segments: int, dirty_pages: int) -> bool:
         """Say whether the log since the last checkpoint, or the map's dirty pages, have outgrown their bounds."""

@@ -26,6 +26,7 @@ from core.store.contract import GrowingFile, ObjectMissingError, Store
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
 from core.volume.block_map import POSITION_BITS, SLOT_BITS
 from core.volume.frame_cache import FrameCache
+from core.volume.lineage import Ancestor, Lineage, Source
 from core.volume.live_segment import LiveSegment
 from core.volume.names import VolumeNames
 
@@ -82,7 +83,7 @@ class _Table:
 
 class FrameReader:
     """Reads the blocks of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them.
-    `find_growing(sequence)` is asked for a segment that is no object; its answer is kept.
+    `find_growing(sequence)` is asked for a segment that is no object; its answer is kept. `ancestors` are a clone's.
     """
 
     def __init__(
@@ -94,13 +95,14 @@ class FrameReader:
         cache: FrameCache,
         forget: Callable[[str], None],
         find_growing: Callable[[int], Growing | None] = lambda _sequence: None,
+        ancestors: Items[Ancestor] = (),
     ) -> None:
         self.cache = cache
         self._find_growing = find_growing
         self._store = store
         self._forget = forget
         self._names = names
-        self._keys = keys
+        self._lineage = Lineage(Source(names, keys), ancestors)
         self._live = live
         self.tables_bytes = 0
         self._tables: dict[int, _Table] = {}
@@ -156,14 +158,15 @@ class FrameReader:
 
     def _load_table(self, sequence: int) -> _Table:
         try:
-            end = load_log_object(self._store, self._names, self._keys, sequence)
+            source = self._lineage.of(sequence)
+            end = load_log_object(self._store, source.names, source.keys, sequence)
         except SegmentMissingError:
             growing = self._find_growing(sequence)
             if growing is None:
                 raise
             frames, aead, file = growing
             return _Table(f"{self._names.open_area}/{file.name}", frames.without_records(), aead, file)
-        return _Table(self._names.segment(sequence), end.frames.without_records(), end.aead)
+        return _Table(source.names.segment(sequence), end.frames.without_records(), end.aead)
 
     def _forget_table(self, sequence: int) -> None:
         with self._lock:
@@ -238,7 +241,7 @@ class FrameReader:
             while end <= last and end not in self.cache and end not in self._flights:
                 end += 1
             for frame in self._fetch(sequence, key, end - key, live):
-                blocks = frame.unpack_blocks(self._names.segment(sequence))
+                blocks = frame.unpack_blocks("a frame")
                 if first == last:
                     self.cache.add_blocks(key, blocks)
                 at = _copy(blocks, slot, out, at)

@@ -22,13 +22,15 @@ from core.volume.block_map import BlockMap, Entries
 from core.volume.checkpointer import Checkpointer, mapped_and_stored
 from core.volume.extents import Extent, entry_extents
 from core.volume.frame_reader import FrameReader
+from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter
 from core.volume.owner_lock import OwnerLock, ReaderLease
-from core.volume.page_store import PageStore
 from core.volume.patience import Patience
+from core.volume.pins import Pin
 from core.volume.read_ahead import ReadAhead
-from core.volume.replay import VolumeState
+from core.volume.replay import Log, VolumeState, load_pinned
 from core.volume.resize_requests import ResizeRequests
+from core.volume.writer_requests import Request, Wish, WriterRequests
 from core.volume.zeros import is_zero, nonzero_runs
 from core.world import World
 
@@ -39,7 +41,9 @@ _PAGE_MASK: Final = limits.PAGE_ENTRIES - 1
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _CLEAR_BLOCKS: Final = 64 * limits.PAGE_ENTRIES
 """Blocks trimmed in one hold of the lock where pages have to be loaded for it."""
-_TICK_S: Final = 0.5
+_TICK_S: Final = 0.1
+_FAR_TICK_S: Final = 0.5
+_FREEZE_POLL_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Image:
         *,
         name: str,
         state: VolumeState,
-        pages: PageStore,
+        log: Log,
         reader: FrameReader,
         lock: threading.Lock,
         writer: LogWriter | None,
@@ -70,6 +74,7 @@ class Image:
         claim: OwnerLock | ReaderLease,
         follow: Callable[[VolumeState], VolumeState] | None,
         resize_requests: ResizeRequests,
+        requests: WriterRequests,
         remote: bool,
         world: World,
     ) -> None:
@@ -81,11 +86,15 @@ class Image:
         self._state = state
         self._map: BlockMap = state.map
         self._entries_of_page = state.map.page_entries
-        self._pages = pages
+        self._log = log
+        self._pages = log.pages
         self._lock = lock
         self._claim = claim
         self._follow = follow
         self._resize_requests = resize_requests
+        self._requests = requests
+        self._near = not remote
+        self._attentive_until = 0.0
         self._world = world
         self._closing = threading.Event()
         self._read_ahead = ReadAhead(self._fetch) if remote else None
@@ -382,6 +391,25 @@ class Image:
                 break
         writer.flush()
 
+    def revert(self, pin: Pin) -> None:
+        """Make the image again what it was at `pin`, a state of this very image; durable on return. In constant time.
+
+        Readers of this object see either state until it returns: nobody else may use it meanwhile.
+        """
+        writer = self._writer_or_refuse()
+        assert self.checkpointer is not None, "an image with a writer has one"
+        with self.checkpointer.stopped():
+            target = load_pinned(self._log, pin)
+            with self._lock:
+                segment = writer.open_segment()
+                segment.revert(pin)
+                self._state.revert_to(target)
+                self._map = self._state.map
+                self._entries_of_page = self._map.page_entries
+                writer.changed(segment)
+        writer.flush()
+        self.checkpointer.run()
+
     def checkpoint(self) -> None:
         """Write a checkpoint now and collect what it sets free; durable on return."""
         self._writer_or_refuse()
@@ -449,8 +477,10 @@ class Image:
     def _keep_house(self) -> None:
         """Heartbeats, idle sealing, checkpoints, map eviction: whatever has no caller. Store troubles wait for the next round."""
         beat_at = self._world.monotonic() + limits.LOCK_HEARTBEAT_S
-        while not self._closing.wait(_TICK_S):
+        while not self._closing.wait(_TICK_S if self._near or self._is_attentive() else _FAR_TICK_S):
             try:
+                if self._near or self._is_attentive():
+                    self._answer_request()
                 if self._world.monotonic() >= beat_at:
                     beat_at = self._world.monotonic() + limits.LOCK_HEARTBEAT_S
                     self._beat()
@@ -464,11 +494,51 @@ class Image:
 
     def _beat(self) -> None:
         if isinstance(self._claim, ReaderLease):
-            self._claim.beat(self._state.generation, self._state.checkpoint or 0)
+            self._claim.beat(Pin(self._state.checkpoint or 0, self._state.generation))
         elif not self.fenced:
             if not self._claim.renew() and self.checkpointer is not None:
                 self.checkpointer.check_reign()  # somebody else's lock: learn now, not at the next flush, if we were cut off
             self._answer_resize_request()
+            self._answer_request()
+
+    def _is_attentive(self) -> bool:
+        return self._world.monotonic() < self._attentive_until
+
+    def _answer_request(self) -> None:
+        """Do what another process asks this writer for."""
+        writer = self.writer
+        request = self._requests.pending() if writer is not None and writer.failure is None else None
+        if request is None:
+            return
+        self._attentive_until = self._world.monotonic() + limits.ATTENTION_S
+        if request.wish is Wish.FREEZE:
+            self._freeze(request)
+        else:
+            self._requests.answer(request, self.publish())
+
+    def _freeze(self, request: Request) -> None:
+        """Publish all, answer, and take no write until the request is withdrawn or the time is over. What waits is little: all else
+        was published before the lock was taken."""
+        self.publish()
+        with self._lock:
+            self._requests.answer(request, self._wait_published(self._writer_or_refuse().close_segment()))
+            until = self._world.monotonic() + limits.FREEZE_S
+            while self._requests.stands(request) and self._world.monotonic() < until:
+                if self._closing.wait(_FREEZE_POLL_S):
+                    break
+
+    def publish(self) -> int:
+        """Make everything accepted so far part of the log that others see; gives its generation."""
+        self.flush()
+        with self._lock:
+            last = self._writer_or_refuse().close_segment()
+        return self._wait_published(last)
+
+    def _wait_published(self, last: LiveSegment | None) -> int:
+        writer = self._writer_or_refuse()
+        if last is not None:
+            writer.wait_published(last.sequence)
+        return self._state.generation
 
     def _answer_resize_request(self) -> None:
         request = self._resize_requests.pending()
@@ -485,10 +555,10 @@ class Image:
         if writer.is_stale():
             with self._lock:
                 writer.close_segment()
-        if self.checkpointer is not None and self.checkpointer.due(
-            limits.CHECKPOINT_SEGMENTS, limits.CHECKPOINT_DIRTY_PAGES
-        ):
-            self.checkpointer.run()
+        if self.checkpointer is not None:
+            if self.checkpointer.due(limits.CHECKPOINT_SEGMENTS, limits.CHECKPOINT_DIRTY_PAGES):
+                self.checkpointer.run()
+            self.checkpointer.collect_again()
         if self._map.pages_in_memory > limits.MAP_PAGES_RAM:
             with self._lock:
                 self._map.evict(limits.MAP_PAGES_RAM)

@@ -3,19 +3,24 @@
 Stateless; any thread. An image is its volume id: a name is a record that leads to it, so renaming never touches an open image.
 """
 
+from functools import partial
+
 from core import limits
-from core.config import PoolSettings
+from core.config import PoolSettings, split_snapshot
 from core.crypto.volume import VolumeKeys
-from core.errors import UsageError
+from core.errors import ReadOnlyError, UsageError
 from core.format.compression import Compression
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
 from core.pool.volumes import load_all
 from core.units import format_size
+from core.volume.ancestry import beginning
 from core.volume.description import ImageInfo, create_description, load_description
 from core.volume.image import Image
 from core.volume.opening import open_volume
 from core.volume.options import Durability, ImageOptions
+from core.volume.pins import Pin
+from core.volume.snapshot_records import SnapshotRecords
 
 __all__ = [
     "ImageInfo",
@@ -44,24 +49,36 @@ def check_size(size_bytes: int) -> None:
 
 
 def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, force: bool = False) -> Image:
-    """Open an image. For writing it takes the lock and puts a barrier; LockedError if a live owner has it, unless `force`.
+    """Open an image, or with `IMAGE@SNAPSHOT` a snapshot of it, which is read-only.
 
-    The pool must stay open as long as the image. Raises NotFoundError, ReadOnlyError (a reader's key), IntegrityError.
+    For writing it takes the lock and puts a barrier; LockedError if a live owner has it, unless `force`.
+    The pool must stay open as long as the image. Raises NotFoundError, ReadOnlyError (a reader's key, a snapshot), IntegrityError.
     """
+    image, snapshot = split_snapshot(name)
     if writable:
         pool.keys.require_writer("opening an image for writing")
-    info, keys = image_keys(pool, name)
+        if snapshot is not None:
+            raise ReadOnlyError(
+                f"{name} is a snapshot, which never changes; open it read-only, or write to a clone of it"
+            )
+    info, keys = image_keys(pool, image)
+    find_pin = None if snapshot is None else partial(_pin_of_snapshot, pool, info, keys, snapshot)
     return open_volume(
         pool.store,
         info.prefix,
         keys,
         name,
-        info.size_bytes,
+        beginning(pool, info),
         writable=writable,
         options=options,
         force=force,
         world=pool.world,
+        find_pin=find_pin,
     )
+
+
+def _pin_of_snapshot(pool: Pool, info: ImageInfo, keys: VolumeKeys, snapshot: str) -> Pin:
+    return SnapshotRecords(pool.store, info, keys, pool.world).get(snapshot).pin
 
 
 def image_options(settings: PoolSettings) -> ImageOptions:

@@ -28,6 +28,7 @@ from core.format.segment import FrameTable, FrameTableBuilder, pack_index
 from core.store.contract import Buffer, GrowingFile
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
 from core.volume.block_map import POSITION_BITS, SLOT_BITS
+from core.volume.pins import Pin
 from core.volume.raw_buffers import RawBuffers
 
 if TYPE_CHECKING:
@@ -115,8 +116,11 @@ class LiveSegment:
         """Say whether nothing was written, trimmed or resized in this segment."""
         return not self._bases and not self._frame_records
 
-    def write(self, block: int, count: int, data: memoryview) -> int:
-        """Copy `count` whole blocks in, `count` ≤ `room_blocks`; give the map entry of the first, the others follow it."""
+    def write(self, block: int, count: int, data: memoryview, kind: RecordKind = RecordKind.WRITE) -> int:
+        """Copy `count` whole blocks in, `count` ≤ `room_blocks`; give the map entry of the first, the others follow it.
+
+        `kind` is RELOCATE for blocks whose contents are not new.
+        """
         used = self.used_blocks
         raw = self._raw
         assert raw is not None, "a segment that is filled still has its blocks"
@@ -126,7 +130,7 @@ class LiveSegment:
         self.used_blocks = used + count
         while True:
             take = min(count, BLOCKS_PER_FRAME - filled)
-            self._frame_records += pack_record(RecordKind.WRITE, block, take)
+            self._frame_records += pack_record(kind, block, take)
             filled += take
             if filled == BLOCKS_PER_FRAME or len(self._frame_records) == _RECORDS_BYTES:
                 self._end_frame(filled)
@@ -160,6 +164,10 @@ class LiveSegment:
     def resize(self, size_bytes: int) -> None:
         """Note a new size of the image."""
         self._note(RecordKind.RESIZE, size_bytes, 0)
+
+    def revert(self, pin: Pin) -> None:
+        """Note that the image is again as it was at `pin`."""
+        self._note(RecordKind.REVERT, pin.generation, pin.checkpoint)
 
     def _note(self, kind: RecordKind, start: int, count: int) -> None:
         # A frame whose records are used up is cut before its blocks are: entries of one `write` stay consecutive because

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from core.crypto.volume import VolumeKeys
 from core.errors import StoreError
@@ -13,6 +14,7 @@ from core.volume.checkpointer import Checkpointer
 from core.volume.frame_cache import FrameCache
 from core.volume.frame_reader import FrameReader
 from core.volume.image import Image
+from core.volume.lineage import Ancestor, Lineage, Source
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter
 from core.volume.medium import JournalMedium, Medium, PutMedium, StoreFileMedium
@@ -20,10 +22,34 @@ from core.volume.names import VolumeNames
 from core.volume.options import Durability, ImageOptions
 from core.volume.owner_lock import OwnerLock, ReaderLease, is_alive, process_start
 from core.volume.page_store import PageStore
+from core.volume.pins import EVERYTHING, Pin
 from core.volume.recovery import check_journal, find_unpublished, take_over
-from core.volume.replay import VolumeState, apply_frames, follow_log, load_state
+from core.volume.replay import Log, VolumeState, apply_frames, empty_state, follow_log, load_pinned, load_state
 from core.volume.resize_requests import ResizeRequests
+from core.volume.writer_requests import WriterRequests
 from core.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a volume is before its first log object: empty with `size_bytes`, or a clone of what `load` gives.
+
+    `ancestors` are a clone's, oldest first. `load` gives the state of the volume it was cloned from, as that volume tells it.
+    """
+
+    size_bytes: int
+    ancestors: tuple[Ancestor, ...] = ()
+    load: Callable[[], VolumeState] | None = None
+
+    def state(self) -> VolumeState:
+        """Make the state that the volume's own log goes on from."""
+        if self.load is None:
+            return empty_state(self.size_bytes)
+        base = self.load()
+        state = VolumeState(base.size_bytes, base.map, base.pages)
+        state.generation = self.ancestors[-1].last
+        state.next_sequence = state.generation + 1
+        return state
 
 
 def open_volume(
@@ -31,20 +57,32 @@ def open_volume(
     prefix: str,
     keys: VolumeKeys,
     name: str,
-    size_bytes: int,
+    beginning: Beginning,
     *,
     writable: bool,
     options: ImageOptions,
     force: bool,
     world: World,
+    find_pin: Callable[[], Pin] | None = None,
 ) -> Image:
-    """Open the volume below `prefix`; `size_bytes` is its size at creation.
+    """Open the volume below `prefix`.
 
     For writing: LockedError if a living writer owns it and not `force`; on return a barrier is durable, and what any earlier writer
-    acknowledged is part of the image. For reading: a lease is set, nothing else is written.
+    acknowledged is part of the image. For reading: a lease is set, nothing else is written. With `find_pin`, which is asked when the
+    lease stands, the state that it names is read instead of the newest one.
     """
-    opening = _Opening(store, VolumeNames(prefix), keys, name, size_bytes, options, world)
+    opening = _Opening(store, VolumeNames(prefix), keys, name, beginning, options, world)
+    if find_pin is not None:
+        return opening.for_reading_pinned(find_pin)
     return opening.for_writing(force=force) if writable else opening.for_reading()
+
+
+def volume_log(store: Store, prefix: str, keys: VolumeKeys, beginning: Beginning) -> Log:
+    """Give what replaying a volume needs, for whoever wants a state and no image."""
+    names = VolumeNames(prefix)
+    return Log(
+        store, names, keys, PageStore(store, names, keys, lambda _key: None, beginning.ancestors), beginning.state
+    )
 
 
 def _let_go(lease: ReaderLease) -> None:
@@ -59,7 +97,7 @@ class _Opening:
         names: VolumeNames,
         keys: VolumeKeys,
         name: str,
-        size_bytes: int,
+        beginning: Beginning,
         options: ImageOptions,
         world: World,
     ) -> None:
@@ -67,13 +105,15 @@ class _Opening:
         self._names = names
         self._keys = keys
         self._name = name
-        self._size_bytes = size_bytes
         self._options = options
         self._world = world
         self._live: dict[int, LiveSegment] = {}
         near, forget = self._near_store()
-        self._pages = PageStore(near, names, keys, forget)
-        self._reader = FrameReader(near, names, keys, self._live, FrameCache(options.ram_cache_bytes), forget)
+        self._pages = PageStore(near, names, keys, forget, beginning.ancestors)
+        self._log = Log(store, names, keys, self._pages, beginning.state)
+        self._lineage = Lineage(Source(names, keys), beginning.ancestors)
+        cache = FrameCache(options.ram_cache_bytes)
+        self._reader = FrameReader(near, names, keys, self._live, cache, forget, ancestors=beginning.ancestors)
 
     def _near_store(self) -> tuple[Store, Callable[[str], None]]:
         """Give the store with the user's disk cache before its reads, if there is one: a directory of its own for each volume."""
@@ -88,20 +128,18 @@ class _Opening:
         journal = FileStore(self._options.journal_dir) if self._options.journal_dir is not None else None
         places: tuple[object, ...] = (self._store, journal)
         areas = [place for place in places if isinstance(place, Appendable)]
-        owner = OwnerLock(self._store, self._names, self._keys, self._name, self._world)
+        owner = OwnerLock(self._store, self._names, self._keys, self._name, self._world, acknowledges_early=bool(areas))
         owner.acquire(force=force)
         lease = ReaderLease(self._store, self._names, self._keys, self._world)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as reading:
             undo.callback(owner.release)
             reading.callback(_let_go, lease)
-            lease.beat(0, 0)  # until our barrier stands, a living writer may go on collecting
-            state = load_state(self._pages, self._size_bytes)
-            follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
+            lease.beat(EVERYTHING)  # until our barrier stands, a living writer may go on collecting
+            state = load_state(self._log)
+            follow_log(state, self._log, self._reader)
             if journal is not None:
                 check_journal(state, self._names, journal, force=force)
-            state, reign = take_over(
-                state, self._size_bytes, self._store, self._names, self._keys, self._pages, areas, journal, self._world
-            )
+            state, reign = take_over(state, self._log, areas, journal, self._world)
             undo.pop_all()
         lock = threading.Lock()
         writer = LogWriter(
@@ -123,12 +161,13 @@ class _Opening:
             names=self._names,
             keys=self._keys,
             pages=self._pages,
+            base=self._lineage.base,
             world=self._world,
         )
         return Image(
             name=self._name,
             state=state,
-            pages=self._pages,
+            log=self._log,
             reader=self._reader,
             lock=lock,
             writer=writer,
@@ -136,6 +175,7 @@ class _Opening:
             claim=owner,
             follow=None,
             resize_requests=ResizeRequests(self._store, self._names.prefix, self._keys, self._world),
+            requests=WriterRequests(self._store, self._names.prefix, self._keys, self._world),
             remote=not isinstance(self._store, Appendable),
             world=self._world,
         )
@@ -161,28 +201,39 @@ class _Opening:
         return note
 
     def for_reading(self) -> Image:
+        return self._reading(self._load_for_reading, self._follow)
+
+    def for_reading_pinned(self, find_pin: Callable[[], Pin]) -> Image:
+        return self._reading(lambda: load_pinned(self._log, find_pin()), None)
+
+    def _reading(self, load: Callable[[], VolumeState], follow: Callable[[VolumeState], VolumeState] | None) -> Image:
         lease = ReaderLease(self._store, self._names, self._keys, self._world)
-        lease.beat(0, 0)
-        state = self._load_for_reading()
-        lease.beat(state.generation, state.checkpoint or 0)
+        lease.beat(EVERYTHING)
+        try:
+            state = load()
+        except BaseException:
+            _let_go(lease)
+            raise
+        lease.beat(Pin(state.checkpoint or 0, state.generation))
         return Image(
             name=self._name,
             state=state,
-            pages=self._pages,
+            log=self._log,
             reader=self._reader,
             lock=threading.Lock(),
             writer=None,
             checkpointer=None,
             claim=lease,
-            follow=self._follow,
+            follow=follow,
             resize_requests=ResizeRequests(self._store, self._names.prefix, self._keys, self._world),
+            requests=WriterRequests(self._store, self._names.prefix, self._keys, self._world),
             remote=not isinstance(self._store, Appendable),
             world=self._world,
         )
 
     def _load_for_reading(self) -> VolumeState:
-        state = load_state(self._pages, self._size_bytes)
-        follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
+        state = load_state(self._log)
+        follow_log(state, self._log, self._reader)
         owner = OwnerLock(self._store, self._names, self._keys, self._name, self._world).read()
         alive = owner is not None and is_alive(owner, self._world, process_start(owner.pid))
         if isinstance(self._store, Appendable) and not alive:
@@ -190,7 +241,7 @@ class _Opening:
             found = find_unpublished(state, self._keys, self._names, self._store, state.next_sequence)
             for segment in found:
                 self._reader.add_growing(segment.sequence, segment.frames, segment.aead, segment.file)
-                apply_frames(state, segment.sequence, segment.frames, self._pages, segment.file.name)
+                apply_frames(state, segment.sequence, segment.frames, self._log, segment.file.name)
         return state
 
     def _follow(self, state: VolumeState) -> VolumeState:
@@ -198,5 +249,5 @@ class _Opening:
         roots = self._pages.list_roots()
         if roots and roots[-1] != state.checkpoint:
             return self._load_for_reading()
-        follow_log(state, self._store, self._names, self._keys, self._pages, self._reader)
+        follow_log(state, self._log, self._reader)
         return state

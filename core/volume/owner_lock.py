@@ -14,6 +14,7 @@ from core.errors import IntegrityError, LockedError, StoreError
 from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
 from core.store.contract import ObjectMissingError, Store
 from core.volume.names import VolumeNames
+from core.volume.pins import EVERYTHING, Pin
 from core.world import World
 
 
@@ -27,6 +28,8 @@ class Owner:
     started: str
     nonce: bytes
     heartbeat_s: float
+    acknowledges_early: bool = False
+    """Flushes are acknowledged before what they cover stands in the log: in growing files or a journal."""
 
     def describe(self) -> str:
         """Name the owner for people."""
@@ -72,12 +75,15 @@ class OwnerLock:
         name: str,
         world: World,
         refusal: str = IMAGE_IN_USE,
+        *,
+        acknowledges_early: bool = False,
     ) -> None:
         self._store = store
         self._key = names.lock
         self._keys = volume_record_keys(keys)
         self._name = name
         self._refusal = refusal
+        self._acknowledges_early = acknowledges_early
         self._world = world
         self._nonce = world.random_bytes(16)
 
@@ -95,6 +101,7 @@ class OwnerLock:
             fields.text("started"),
             fields.blob("nonce"),
             fields.integer("heartbeat_ms") / 1000,
+            fields.has("early") and fields.flag("early"),
         )
 
     def acquire(self, *, force: bool) -> None:
@@ -113,6 +120,7 @@ class OwnerLock:
             "started": process_start(self._world.pid),
             "nonce": self._nonce,
             "heartbeat_ms": int(self._world.now() * 1000),
+            "early": self._acknowledges_early,
         }
         sealed = seal_record(self._keys, RecordKind.LOCK, self._key, record, self._world.random_bytes)
         self._store.overwrite(self._key, sealed)
@@ -146,35 +154,33 @@ class ReaderLease:
         self._key = f"{names.readers}{world.random_bytes(16).hex()}"
         self._keys = volume_record_keys(keys)
         self._world = world
+        self._beaten_s = 0.0
         self.refused: StoreError | None = None
         """Set when the store takes no records from us: then the collector does not know of this reader."""
 
-    def beat(self, generation: int, checkpoint: int) -> None:
-        """Pin `generation` and the pages of `checkpoint` for another lease time; 0 pins everything.
+    def beat(self, pin: Pin) -> None:
+        """Pin a state for another lease time; `EVERYTHING` pins all there is.
 
         A store that lets us only read keeps no lease; `refused` tells.
         """
-        heartbeat_ms = int(self._world.now() * 1000)
-        record = {"generation": generation, "checkpoint": checkpoint, "heartbeat_ms": heartbeat_ms}
+        begun_s = self._world.now()
+        record = {"generation": pin.generation, "checkpoint": pin.checkpoint, "heartbeat_ms": int(begun_s * 1000)}
         sealed = seal_record(self._keys, RecordKind.LEASE, self._key, record, self._world.random_bytes)
         try:
             self._store.overwrite(self._key, sealed)
             self.refused = None
+            self._beaten_s = begun_s
         except StoreError as error:
             self.refused = error
+
+    def held(self) -> bool:
+        """Say whether the collector has to respect this lease, and had to ever since the last beat."""
+        return self.refused is None and self._world.now() - self._beaten_s < limits.LOCK_LEASE_S
 
     def release(self) -> None:
         """Let go."""
         if self.refused is None:
             self._store.delete(self._key)
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """What one living reader needs: segments as of a generation, and the map pages of a checkpoint."""
-
-    generation: int
-    checkpoint: int
 
 
 def living_leases(store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> list[Pin]:
@@ -189,11 +195,11 @@ def living_leases(store: Store, names: VolumeNames, keys: VolumeKeys, world: Wor
         try:
             fields = open_record(record_keys, RecordKind.LEASE, info.key, data)
         except IntegrityError:
-            pinned.append(Pin(0, 0))  # somebody's lease that says nothing: whoever it is may need everything
+            pinned.append(EVERYTHING)  # somebody's lease that says nothing: whoever it is may need everything
             continue
         age_s = world.now() - fields.integer("heartbeat_ms") / 1000
         if age_s < limits.LOCK_LEASE_S:
-            pinned.append(Pin(fields.integer("generation"), fields.integer("checkpoint")))
+            pinned.append(Pin(fields.integer("checkpoint"), fields.integer("generation")))
         elif age_s > 10 * limits.LOCK_LEASE_S:
             store.delete(info.key)
     return pinned

@@ -6,6 +6,7 @@ Owns the keys of the packs it has read (bounded). Any thread; it holds no lock a
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,7 @@ from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
 from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
 from core.store.contract import ObjectMissingError, Store
 from core.units import BLOCK_BYTES
+from core.volume.lineage import Ancestor, Lineage, Source
 from core.volume.log_writer import Reign, new_header
 from core.volume.names import VolumeNames
 from core.world import World
@@ -47,11 +49,22 @@ class WrittenPages:
 
 
 class PageStore:
-    """The checkpoints of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them."""
+    """The checkpoints of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them.
 
-    def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, forget: Callable[[str], None]) -> None:
+    Pages that a clone never changed stand in packs of its `ancestors`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        names: VolumeNames,
+        keys: VolumeKeys,
+        forget: Callable[[str], None],
+        ancestors: Items[Ancestor] = (),
+    ) -> None:
         self._store = store
         self._forget = forget
+        self._lineage = Lineage(Source(names, keys), ancestors)
         self._names = names
         self._keys = keys
         self._aeads: dict[int, Aead] = {}
@@ -70,7 +83,7 @@ class PageStore:
         loaded: dict[int, bytes] = {}
         for page in pages:
             if page not in loaded:
-                with self._judging(self._names.pages(table.place(page).pack)):
+                with self._judging(self._pack_key(table.place(page).pack)):
                     loaded.update(self._load_near(table, page, size_bytes))
         return loaded
 
@@ -86,7 +99,7 @@ class PageStore:
                 break
             run.append((neighbour, place))
             end = place.offset + place.length
-        key = self._names.pages(wanted.pack)
+        key = self._pack_key(wanted.pack)
         try:
             aead = self._pack_aead(wanted.pack)
             data = memoryview(self._store.get_range(key, wanted.offset, end - wanted.offset))
@@ -98,14 +111,18 @@ class PageStore:
             answer[number] = open_page(aead, number, data[start : start + place.length], place.digest, size_bytes, key)
         return answer
 
+    def _pack_key(self, pack: int) -> str:
+        return self._lineage.of(pack).names.pages(pack)
+
     def _pack_aead(self, pack: int) -> Aead:
         aead = self._aeads.get(pack)
         if aead is None:
-            key = self._names.pages(pack)
+            key = self._pack_key(pack)
             packed = self._store.get_range(key, 0, HEADER_BYTES)
             header = unpack_header(packed, key)
-            check_header(header, self._keys, (Kind.PAGES,), pack, key)
-            aead = object_aead(self._keys, header, packed)
+            keys = self._lineage.of(pack).keys
+            check_header(header, keys, (Kind.PAGES,), pack, key)
+            aead = object_aead(keys, header, packed)
             with self._lock:
                 self._aeads[pack] = aead
                 if len(self._aeads) > _PACK_KEYS:

@@ -21,7 +21,7 @@ from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, LockedError
 from core.format.compression import Compression, Compressor
 from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
-from core.format.frame import Record, RecordKind, frame_bytes, open_frame, unpack_records
+from core.format.frame import PLACING, Record, RecordKind, frame_bytes, open_frame, unpack_records
 from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
 from core.format.segment import INDEX_BYTES, FrameTable, FrameTableBuilder, pack_index, unpack_index
 from core.store.contract import Appendable, Buffer, GrowingFile, ObjectExistsError, Store
@@ -30,8 +30,8 @@ from core.volume.frame_reader import LogObject
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import Reign, new_header
 from core.volume.names import VolumeNames, parse_growing_name
-from core.volume.page_store import PageStore
-from core.volume.replay import VolumeState, apply_object, follow_log, load_state
+from core.volume.pins import Pin
+from core.volume.replay import Log, VolumeState, apply_object, follow_log, load_state
 from core.world import World
 
 
@@ -112,14 +112,13 @@ def find_unpublished(
             return
 
 
-def put_barrier(
-    state: VolumeState, store: Store, names: VolumeNames, keys: VolumeKeys, pages: PageStore, world: World
-) -> Reign:
+def put_barrier(state: VolumeState, log: Log, world: World) -> Reign:
     """Put a barrier at the first free place of the log, replaying what others put there first. Durable on return: from now on
     no older writer acknowledges anything (invariant 2)."""
     nonce = world.random_bytes(16)
+    keys, names = log.keys, log.names
     while True:
-        follow_log(state, store, names, keys, pages, None)
+        follow_log(state, log, None)
         sequence = state.next_sequence
         reign = Reign(Epoch(state.epoch + 1), nonce, Sequence(sequence + 1 + limits.BARRIER_WINDOW), b"")
         header = new_header(keys, Kind.BARRIER, reign, sequence, world.random_bytes(32), limits.BARRIER_WINDOW)
@@ -128,33 +127,21 @@ def put_barrier(
         empty = FrameTableBuilder().table()
         sealed, footer, digest = seal_end(keys, packed, aead, pack_index(empty, state.log_digest), HEADER_BYTES)
         try:
-            store.put(names.segment(sequence), b"".join((packed, sealed, footer)))
+            log.store.put(names.segment(sequence), b"".join((packed, sealed, footer)))
         except ObjectExistsError:
             continue
         size_bytes = HEADER_BYTES + len(sealed) + FOOTER_BYTES
         barrier = LogObject(header, state.log_digest, digest, empty, aead, size_bytes)
-        apply_object(state, barrier, pages, names.segment(sequence))
+        apply_object(state, barrier, log)
         return reign
 
 
 class RecoveryLog:
     """Logs found segments as the first of a new reign, by plain puts; nothing else is written before they are durable."""
 
-    def __init__(
-        self,
-        state: VolumeState,
-        store: Store,
-        names: VolumeNames,
-        keys: VolumeKeys,
-        pages: PageStore,
-        reign: Reign,
-        world: World,
-    ) -> None:
+    def __init__(self, state: VolumeState, log: Log, reign: Reign, world: World) -> None:
         self._state = state
-        self._store = store
-        self._names = names
-        self._keys = keys
-        self._pages = pages
+        self._log = log
         self._reign = reign
         self._world = world
         self._compressor = Compressor(Compression.parse("zstd:1"))
@@ -162,7 +149,7 @@ class RecoveryLog:
 
     def add(self, found: FoundSegment, first: int) -> None:
         """Log the frames of a found segment from number `first` on."""
-        what = f"{self._names.open_area}/{found.file.name}"
+        what = f"{self._log.names.open_area}/{found.file.name}"
         for number in range(first, len(found.frames)):
             sealed = found.file.read(found.frames.offsets[number], found.frames.lengths[number])
             frame = open_frame(found.aead, number, sealed, what)
@@ -173,17 +160,19 @@ class RecoveryLog:
         if self._segment is None or self._segment.room_blocks < len(blocks) // BLOCK_BYTES + 1:
             self.finish()
             header = new_header(
-                self._keys, Kind.RECOVERY, self._reign, self._state.next_sequence, self._world.random_bytes(32)
+                self._log.keys, Kind.RECOVERY, self._reign, self._state.next_sequence, self._world.random_bytes(32)
             )
-            self._segment = LiveSegment(self._keys, header, None)
+            self._segment = LiveSegment(self._log.keys, header, None)
         at = 0
         for record in records:
-            if record.kind is RecordKind.WRITE:
+            if record.kind in PLACING:
                 end = at + record.count * BLOCK_BYTES
-                self._segment.write(record.start, record.count, blocks[at:end])
+                self._segment.write(record.start, record.count, blocks[at:end], record.kind)
                 at = end
             elif record.kind is RecordKind.TRIM:
                 self._segment.trim(record.start, record.count)
+            elif record.kind is RecordKind.REVERT:
+                self._segment.revert(Pin(record.count, record.start))
             else:
                 self._segment.resize(record.start)
         self._segment.cut()
@@ -196,50 +185,43 @@ class RecoveryLog:
         segment.seal(segment.close(), self._compressor)
         segment.finish(self._state.log_digest)
         data = segment.whole_bytes()
-        self._store.put(self._names.segment(segment.sequence), data)
+        self._log.store.put(self._log.names.segment(segment.sequence), data)
         header = unpack_header(data, "a recovery segment")
         item = LogObject(header, self._state.log_digest, segment.digest, segment.table, segment.aead, len(data))
-        apply_object(self._state, item, self._pages, self._names.segment(segment.sequence))
+        apply_object(self._state, item, self._log)
 
 
 def take_over(
-    state: VolumeState,
-    size_bytes: int,
-    store: Store,
-    names: VolumeNames,
-    keys: VolumeKeys,
-    pages: PageStore,
-    areas: list[Appendable],
-    journal: Store | None,
-    world: World,
+    state: VolumeState, log: Log, areas: list[Appendable], journal: Store | None, world: World
 ) -> tuple[VolumeState, Reign]:
     """Begin a new reign: barrier, then everything the reign before acknowledged from growing files, then those files go.
 
     Every step can be repeated after a crash. No write may be accepted before this returns. A checkpoint that the old writer made in
     the meantime is taken instead of ours: it may have deleted what ours needs (Checkpointer.check_reign).
     """
-    reign = put_barrier(state, store, names, keys, pages, world)
+    names = log.names
+    reign = put_barrier(state, log, world)
     barrier = state.generation
     if journal is not None:
         journal.put(names.segment(barrier), b"")  # before its files are read: its owner looks for this after every sync
-    if pages.list_roots()[-1:] != ([state.checkpoint] if state.checkpoint is not None else []):
-        state = load_state(pages, size_bytes)
-        follow_log(state, store, names, keys, pages, None)
+    if log.pages.list_roots()[-1:] != ([state.checkpoint] if state.checkpoint is not None else []):
+        state = load_state(log)
+        follow_log(state, log, None)
         if state.epoch != reign.epoch:
             raise LockedError("another writer took the image over at the same moment; try again")
-    log = RecoveryLog(state, store, names, keys, pages, reign, world)
+    recovery = RecoveryLog(state, log, reign, world)
     recovered = tuple(state.recovered)
     for area in areas:
         place = 0
-        for found in find_unpublished(state, keys, names, area, barrier):
+        for found in find_unpublished(state, log.keys, names, area, barrier):
             logged = sum(frames for epoch, frames in recovered if epoch > found.epoch)
-            log.add(found, min(max(logged - place, 0), len(found.frames)))
+            recovery.add(found, min(max(logged - place, 0), len(found.frames)))
             place += len(found.frames)
             found.file.close()
-    log.finish()
+    recovery.finish()
     for area in areas:
         _discard_older(area, names, reign.epoch)
-    _delete_strays(store, names, barrier)
+    _delete_strays(log.store, names, barrier)
     return state, Reign(reign.epoch, reign.nonce, Sequence(state.next_sequence), state.log_digest)
 
 

@@ -1,8 +1,9 @@
 """Removing a volume for good. Stateless; any thread, any process, several at once.
 
 Order, so that a crash at any point leaves either the whole volume or a removal that the next one finishes:
-(1) a record `removed/<volume>`; (2) the names go; (3) all objects of the volume but its description; (4) the description;
-(5) the record of (1). Nothing else of the pool is touched.
+(0) a record `removing/<volume>`, after which children and protected snapshots are looked for: if there are any it goes, and the volume
+stays; (1) a record `removed/<volume>`; (2) the names go; (3) all objects of the volume but its description; (4) the records that
+ancestors have of a clone; (5) the description; (6) the records of (1) and (0). Nothing else of the pool is touched.
 """
 
 import contextlib
@@ -17,11 +18,12 @@ from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.pool import Pool
 from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectExistsError
-from core.volume.description import image_prefix, load_description
+from core.volume.description import child_key, image_prefix, load_description
 from core.volume.names import VolumeNames
 from core.volume.owner_lock import OwnerLock, living_leases
 
 PREFIX: Final = "removed/"
+REMOVING: Final = "removing/"
 _BATCH: Final = 256
 Claim = Callable[[bytes], None]
 """Makes sure that nobody uses the volume of this id, and keeps others out while its objects go; LockedError if somebody does."""
@@ -44,6 +46,7 @@ def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, 
     except IntegrityError:
         if not force:
             raise
+    _check_unneeded(pool, family, name, volume_id, force=force)
     values: dict[str, RecordValue] = {"image": volume_id, "since": int(pool.world.now())}
     if family.kind is not VolumeKind.IMAGE:
         values["kind"] = family.kind.value
@@ -52,6 +55,32 @@ def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, 
     _finish(pool, family, volume_id)
     finish_removals(pool)
     return volume_id
+
+
+def is_being_removed(pool: Pool, volume_id: bytes) -> bool:
+    """Say whether somebody began to remove a volume and may not have looked for children yet, or is past that."""
+    return any(pool.store.head(prefix + volume_id.hex()) is not None for prefix in (REMOVING, PREFIX))
+
+
+def _check_unneeded(pool: Pool, family: VolumeFamily, name: str, volume_id: bytes, *, force: bool) -> None:
+    """Note that the volume is about to go, then look whether anybody needs it; LockedError, and the note is gone, if so."""
+    note = REMOVING + volume_id.hex()
+    with contextlib.suppress(ObjectExistsError):
+        pool.records.put(RecordKind.REMOVED, note, {"image": volume_id, "since": int(pool.world.now())})
+    names = VolumeNames(family.prefix(volume_id))
+    children = sum(1 for _ in pool.store.list(names.children))
+    snapshots = 0 if force else sum(1 for info in pool.store.list(names.snapshots) if info.key.count("/") == 3)
+    if children or snapshots:
+        pool.store.delete(note)
+        pool.store.delete(names.lock)
+        if children:
+            raise LockedError(
+                f"{name} has {children} clones that share its room: `blockyard image children` names them; "
+                "flatten or remove them first"
+            )
+        raise LockedError(
+            f"{name} has {snapshots} snapshots: `blockyard snapshot ls` shows them; remove them first, or all with force"
+        )
 
 
 def finish_removals(pool: Pool) -> int:
@@ -85,8 +114,19 @@ def _finish(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
     pool.names.remove(volume_id)
     _discard_growing(pool, VolumeNames(prefix).open_area)
     _delete_all(pool, (info.key for info in pool.store.list(prefix + "/") if info.key != last))
+    _leave_ancestors(pool, family, volume_id)
     pool.store.delete(last)
     pool.store.delete(PREFIX + volume_id.hex())
+    pool.store.delete(REMOVING + volume_id.hex())
+
+
+def _leave_ancestors(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
+    """Take a clone's records away from its ancestors. One whose description is gone or damaged leaves them to the sweep of strays."""
+    if family is IMAGES:
+        with contextlib.suppress(IntegrityError):
+            base = load_description(pool, "", volume_id)[0].base
+            for ancestor, _last in base.ancestors if base is not None else ():
+                pool.store.delete(child_key(ancestor, volume_id))
 
 
 def _claim(pool: Pool, name: str, volume_id: bytes, *, force: bool) -> None:

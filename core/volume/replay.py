@@ -6,7 +6,7 @@
    no writer begins a reign past a free place, so then the object in the gap was lost (invariant 6).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,8 +14,8 @@ from typing import Final
 from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
-from core.format.checkpoint import PageTable, empty_table
-from core.format.frame import Record, RecordKind
+from core.format.checkpoint import PageTable, Root, empty_table
+from core.format.frame import PLACING, Record, RecordKind
 from core.format.header import Kind
 from core.format.segment import FIRST_DIGEST, FrameTable
 from core.store.contract import Store
@@ -24,6 +24,7 @@ from core.volume.block_map import BlockMap, entry_of
 from core.volume.frame_reader import FrameReader, LogObject, load_log_object
 from core.volume.names import VolumeNames
 from core.volume.page_store import PageStore
+from core.volume.pins import Pin
 
 _FETCH_THREADS: Final = 16
 
@@ -54,6 +55,32 @@ class VolumeState:
         self.pages = pages
         self.map.stored = pages
 
+    def revert_to(self, target: "VolumeState") -> None:
+        """Take size and map of an older state of this volume; the log, and what stands in the store, stay as they are."""
+        known = {**dict.fromkeys(self.stored, 0), **dict.fromkeys(self.map.live, 0)}
+        target.map.live = {**known, **target.map.live}
+        self.condemned = {each: since for each, since in self.condemned.items() if not target.map.live.get(each)}
+        self.size_bytes = target.size_bytes
+        self.map = target.map
+        self.pages = target.pages
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a replay reads: the objects of one volume, and the state it begins with before any of them."""
+
+    store: Store
+    names: VolumeNames
+    keys: VolumeKeys
+    pages: PageStore
+    begin: Callable[[], VolumeState]
+
+
+def empty_state(size_bytes: int) -> VolumeState:
+    """Give the state of a new image."""
+    table = empty_table()
+    return VolumeState(size_bytes, BlockMap(table, {}), table)
+
 
 def load_pages(state: VolumeState, store: PageStore, block: int, count: int) -> None:
     """Bring the stored pages of a range into memory. The caller is the only one who uses `state`."""
@@ -63,13 +90,23 @@ def load_pages(state: VolumeState, store: PageStore, block: int, count: int) -> 
             state.map.install(page, data)
 
 
-def load_state(pages: PageStore, size_bytes: int) -> VolumeState:
-    """Load the newest checkpoint, or begin with an empty image of `size_bytes`."""
-    roots = pages.list_roots()
-    if not roots:
-        table = empty_table()
-        return VolumeState(size_bytes, BlockMap(table, {}), table)
-    root = pages.read_root(roots[-1])
+def load_state(log: Log) -> VolumeState:
+    """Load the newest checkpoint; a volume without one begins at its beginning."""
+    roots = log.pages.list_roots()
+    return _state_of(log.pages.read_root(roots[-1])) if roots else log.begin()
+
+
+def load_pinned(log: Log, pin: Pin) -> VolumeState:
+    """Load the state that `pin` names. IntegrityError if something it needs is missing."""
+    state = _state_of(log.pages.read_root(pin.checkpoint)) if pin.checkpoint else log.begin()
+    if state.generation < pin.generation:
+        follow_log(state, log, None, until=pin.generation)
+    if state.generation != pin.generation:
+        raise IntegrityError(f"{log.names.segment(pin.generation)} is not where its pin says the log ended")
+    return state
+
+
+def _state_of(root: Root) -> VolumeState:
     return VolumeState(
         size_bytes=root.size_bytes,
         map=BlockMap(root.pages, root.live),
@@ -85,29 +122,28 @@ def load_state(pages: PageStore, size_bytes: int) -> VolumeState:
     )
 
 
-def follow_log(
-    state: VolumeState, store: Store, names: VolumeNames, keys: VolumeKeys, pages: PageStore, reader: FrameReader | None
-) -> int:
-    """Apply every object of the log from `state.next_sequence` on; give how many there were."""
+def follow_log(state: VolumeState, log: Log, reader: FrameReader | None, *, until: int | None = None) -> int:
+    """Apply every object of the log from `state.next_sequence` on (up to and including `until`); give how many there were."""
+    names = log.names
     applied = 0
     while True:
         present = [
-            names.sequence_of(info.key) for info in store.list(names.log, names.segment(state.next_sequence - 1))
+            names.sequence_of(info.key) for info in log.store.list(names.log, names.segment(state.next_sequence - 1))
         ]
+        if until is not None:
+            present = [sequence for sequence in present if sequence <= until]
         before = applied
-        for item in _contiguous(state, present, store, names, keys):
-            apply_object(state, item, pages, names.segment(item.header.sequence))
+        for item in _contiguous(state, present, log):
+            apply_object(state, item, log)
             if reader is not None and item.header.kind is not Kind.BARRIER:
                 reader.add_published(item.header.sequence, item.frames, item.aead)
             applied += 1
         if applied == before:
-            _check_gap(state, present, store, names, keys)
+            _check_gap(state, present, log)
             return applied
 
 
-def _contiguous(
-    state: VolumeState, present: list[int], store: Store, names: VolumeNames, keys: VolumeKeys
-) -> Iterator[LogObject]:
+def _contiguous(state: VolumeState, present: list[int], log: Log) -> Iterator[LogObject]:
     """Yield the objects of the log in order while there are any. The consumer applies each before it asks for the next."""
     there = set(present)
     ahead: list[int] = []
@@ -116,27 +152,29 @@ def _contiguous(
             break
         ahead.append(sequence)
     with ThreadPoolExecutor(_FETCH_THREADS if len(ahead) > 4 else 1) as pool:
-        fetched = pool.map(lambda sequence: load_log_object(store, names, keys, sequence), ahead)
+        fetched = pool.map(lambda sequence: load_log_object(log.store, log.names, log.keys, sequence), ahead)
         for item in fetched:
             if item.header.sequence == state.next_sequence:
                 yield item
     while state.next_sequence in there:
-        yield load_log_object(store, names, keys, state.next_sequence)
+        yield load_log_object(log.store, log.names, log.keys, state.next_sequence)
 
 
-def _check_gap(state: VolumeState, present: list[int], store: Store, names: VolumeNames, keys: VolumeKeys) -> None:
+def _check_gap(state: VolumeState, present: list[int], log: Log) -> None:
     for sequence in present:
         if sequence > state.next_sequence:
-            epoch = load_log_object(store, names, keys, sequence).header.epoch
+            epoch = load_log_object(log.store, log.names, log.keys, sequence).header.epoch
             if epoch > state.epoch:
                 raise IntegrityError(
-                    f"{names.segment(state.next_sequence)} is missing: {names.segment(sequence)} of a later epoch follows it"
+                    f"{log.names.segment(state.next_sequence)} is missing: "
+                    f"{log.names.segment(sequence)} of a later epoch follows it"
                 )
 
 
-def apply_object(state: VolumeState, item: LogObject, pages: PageStore, what: str) -> None:
+def apply_object(state: VolumeState, item: LogObject, log: Log) -> None:
     """Apply one object of the log, which must be the one `state` expects."""
     header = item.header
+    what = log.names.segment(header.sequence)
     if item.previous_digest != state.log_digest:
         raise IntegrityError(f"{what} does not follow the segment before it: one of the two was swapped or rolled back")
     if header.kind is Kind.BARRIER:
@@ -154,7 +192,7 @@ def apply_object(state: VolumeState, item: LogObject, pages: PageStore, what: st
             state.accepted_epoch = header.epoch
         else:
             state.recovered.append((header.epoch, len(item.frames)))
-        apply_frames(state, header.sequence, item.frames, pages, what)
+        apply_frames(state, header.sequence, item.frames, log, what)
         state.stored[header.sequence] = item.size_bytes
         state.map.live.setdefault(header.sequence, 0)
         state.next_sequence = header.sequence + 1
@@ -162,22 +200,25 @@ def apply_object(state: VolumeState, item: LogObject, pages: PageStore, what: st
     state.log_digest = item.digest
 
 
-def apply_frames(state: VolumeState, sequence: int, frames: FrameTable, pages: PageStore, what: str) -> None:
+def apply_frames(state: VolumeState, sequence: int, frames: FrameTable, log: Log, what: str) -> None:
     """Apply the records of a segment's frames to map and size."""
     for number, records in enumerate(frames.each_frame_records(what)):
-        _apply_records(state, sequence, number, records, pages)
+        _apply_records(state, sequence, number, records, log)
 
 
-def _apply_records(state: VolumeState, sequence: int, frame: int, records: Iterable[Record], pages: PageStore) -> None:
+def _apply_records(state: VolumeState, sequence: int, frame: int, records: Iterable[Record], log: Log) -> None:
     slot = 0
+    pages = log.pages
     for record in records:
         if record.kind is RecordKind.INODE:
             raise IntegrityError(f"segment {sequence} of an image holds blocks of a file: it belongs to a filesystem")
         if record.kind is RecordKind.RESIZE:
             resize_state(state, record.start, pages)
+        elif record.kind is RecordKind.REVERT:
+            state.revert_to(load_pinned(log, Pin(record.count, record.start)))
         elif record.count:
             load_pages(state, pages, record.start, record.count)
-            if record.kind is RecordKind.WRITE:
+            if record.kind in PLACING:
                 state.map.set_run(record.start, record.count, entry_of(sequence, frame, slot))
                 slot += record.count
             else:

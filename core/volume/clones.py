@@ -1,0 +1,126 @@
+"""Clones: images that begin with a snapshot of another. Stateless; any thread, any machine.
+
+Each ancestor that a clone may read from holds a CHILD record of it, which pins there what the clone began with (docs/format.md, "Clones").
+
+5. *Live stays.* A clone is made under leases on all its ancestors: child records, then description, then name; then leases and ancestors
+   are looked at again. Who removes a volume notes that first and then looks for children (`removal`): one of the two sees the other.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError, LockedError, StoreError
+from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
+from core.pool.names import VOLUME_ID_BYTES
+from core.pool.pool import Pool
+from core.pool.records import RecordStore
+from core.volume.description import Base, ImageInfo, child_key, create_description, description_key, load_description
+from core.volume.images import image_keys
+from core.volume.names import VolumeNames
+from core.volume.pins import Pin, pin_of
+from core.volume.removal import is_being_removed
+from core.volume.snapshot_records import SnapshotRecords
+from core.volume.snapshots import lease
+
+_LOST = "the store of {url} is too slow at the moment: a lease ran out; try again"
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A clone as an ancestor's record tells of it; `name` is None for one that is being made, or was never finished."""
+
+    volume_id: bytes
+    name: str | None
+    pin: Pin
+    since: int
+
+
+def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
+    """Make a writable image that begins as `image@snapshot`, sharing its room; durable on return. Constant time.
+
+    AlreadyExistsError if `name` is taken, NotFoundError if there is no such snapshot.
+    """
+    pool.keys.require_writer("making a clone")
+    pool.names.check_free(name)
+    info, keys = image_keys(pool, image)
+    volume_id = pool.world.random_bytes(VOLUME_ID_BYTES)
+    with contextlib.ExitStack() as leases:
+        held = [leases.enter_context(lease(pool, info, keys))]
+        found = SnapshotRecords(pool.store, info, keys, pool.world).get(snapshot)
+        inherited = info.base.ancestors if info.base is not None and is_child(pool, info) else ()
+        base = Base((*inherited, (info.volume_id, found.pin.generation)), found.pin.checkpoint)
+        ancestors = [(info, keys, found.pin)]
+        for ancestor, pin in _ancestors_pins(pool, info) if inherited else ():
+            described, ancestor_keys = load_description(pool, "", ancestor)
+            held.append(leases.enter_context(lease(pool, described, ancestor_keys)))
+            ancestors.append((described, ancestor_keys, pin))
+        with contextlib.ExitStack() as undo:
+            for described, ancestor_keys, pin in ancestors:
+                _put_child(pool, described, ancestor_keys, volume_id, pin)
+                undo.callback(pool.store.delete, child_key(described.volume_id, volume_id))
+            made = create_description(pool, name, found.size_bytes, base, volume_id)
+            undo.callback(pool.store.delete, description_key(volume_id))
+            undo.callback(pool.names.remove, volume_id)
+            if not all(each() for each in held):
+                raise StoreError(_LOST.format(url=pool.store.url))
+            for described, _, _ in ancestors:
+                if is_being_removed(pool, described.volume_id):
+                    raise LockedError(f"image {image!r}, or one it was cloned from, is being removed at this moment")
+            undo.pop_all()
+    return made
+
+
+def _ancestors_pins(pool: Pool, info: ImageInfo) -> Iterator[tuple[bytes, Pin]]:
+    """Give every ancestor of a clone, and what the clone pins there."""
+    assert info.base is not None, "only clones have ancestors"
+    for ancestor, _last in info.base.ancestors:
+        keys = load_description(pool, "", ancestor)[1]
+        record = _records(pool, keys).get(RecordKind.CHILD, child_key(ancestor, info.volume_id))
+        yield ancestor, pin_of(record)
+
+
+def is_child(pool: Pool, info: ImageInfo) -> bool:
+    """Say whether a clone still has something in common with its ancestors; it has not after a flatten."""
+    return info.base is not None and pool.store.head(child_key(info.base.parent, info.volume_id)) is not None
+
+
+def list_children(pool: Pool, image: str) -> list[Child]:
+    """Give the clones that need an image's segments, clones of its clones included, oldest first."""
+    info, keys = image_keys(pool, image)
+    names = {each.volume_id: each.name for each in pool.names.everything()}
+    records = _records(pool, keys)
+    found = []
+    for each in list(pool.store.list(VolumeNames(info.prefix).children)):
+        fields = records.find(RecordKind.CHILD, each.key)
+        if fields is not None:
+            found.append(_read(fields, each.key, names))
+    return sorted(found, key=lambda child: (child.since, child.volume_id))
+
+
+def forget_children(pool: Pool, volume_id: bytes, ancestors: tuple[tuple[bytes, int], ...]) -> None:
+    """Take a clone's records away from its ancestors, the oldest last: it was removed, or needs them no more."""
+    for ancestor, _last in reversed(ancestors):
+        pool.store.delete(child_key(ancestor, volume_id))
+
+
+def _put_child(pool: Pool, ancestor: ImageInfo, keys: VolumeKeys, child: bytes, pin: Pin) -> None:
+    values: dict[str, RecordValue] = {
+        "image": child,
+        "checkpoint": pin.checkpoint,
+        "generation": pin.generation,
+        "since": int(pool.world.now()),
+    }
+    _records(pool, keys).put(RecordKind.CHILD, child_key(ancestor.volume_id, child), values)
+
+
+def _read(fields: RecordFields, key: str, names: dict[bytes, str]) -> Child:
+    volume_id = fields.blob("image", VOLUME_ID_BYTES)
+    if not key.endswith("/" + volume_id.hex()):
+        raise IntegrityError(f"{key} names another clone than its key: it was swapped")
+    return Child(volume_id, names.get(volume_id), pin_of(fields), fields.integer("since"))
+
+
+def _records(pool: Pool, keys: VolumeKeys) -> RecordStore:
+    return RecordStore(pool.store, volume_record_keys(keys), pool.world)

@@ -1,0 +1,68 @@
+"""Pins: which states of a volume must stay readable, and what of the store each of them keeps (docs/format.md, "Pins").
+
+Pure, but for `standing_pins`, which reads the records. Any thread.
+"""
+
+from dataclasses import dataclass
+
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError
+from core.format.checkpoint import Root
+from core.format.record import RecordFields, RecordKind, open_record, volume_record_keys
+from core.store.contract import ObjectMissingError, Store
+from core.volume.names import VolumeNames
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A state: the root of `checkpoint` (0: the volume's beginning), and the log after it up to and including `generation`."""
+
+    checkpoint: int
+    generation: int
+
+
+EVERYTHING = Pin(0, 0)
+"""The pin of a reader that does not know yet what it will need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one pin keeps besides its root: log objects in (checkpoint, generation], segments live in the root, page packs of it."""
+
+    pin: Pin
+    live: frozenset[int] = frozenset()
+    packs: frozenset[int] = frozenset()
+
+    def needs(self, sequence: int) -> bool:
+        """Say whether the segment at `sequence` must stay."""
+        return self.pin.checkpoint < sequence <= self.pin.generation or sequence in self.live
+
+
+def kept_by(pin: Pin, root: Root | None) -> Kept:
+    """Say what a pin keeps; `root` is that of its checkpoint, None where that is 0."""
+    if root is None:
+        return Kept(pin)
+    live = frozenset(sequence for sequence, blocks in root.live.items() if blocks)
+    return Kept(pin, live, frozenset(root.pages.packs.tolist()))
+
+
+def pin_of(fields: RecordFields) -> Pin:
+    """Read the pin out of a snapshot's or a child's record."""
+    pin = Pin(fields.integer("checkpoint"), fields.integer("generation"))
+    if pin.checkpoint > pin.generation:
+        raise IntegrityError(f"{fields.what} pins a checkpoint newer than its generation: it was altered")
+    return pin
+
+
+def standing_pins(store: Store, names: VolumeNames, keys: VolumeKeys) -> list[Pin]:
+    """Give the pins of a volume's snapshots and children. IntegrityError if one cannot be read: then nothing may be deleted."""
+    record_keys = volume_record_keys(keys)
+    pins = []
+    for prefix, kind in ((names.snapshots, RecordKind.SNAPSHOT), (names.children, RecordKind.CHILD)):
+        for info in list(store.list(prefix)):
+            try:
+                data = store.get(info.key)
+            except ObjectMissingError:
+                continue
+            pins.append(pin_of(open_record(record_keys, kind, info.key, data)))
+    return pins

@@ -1,0 +1,135 @@
+"""The records of an image's snapshots: sealed, signed, under keyed hashes of their names (docs/format.md, SNAPSHOT).
+
+Stateless; any thread. A record is the snapshot: it stands or it does not, and pins what it names as long as it stands.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from core import limits
+from core.config import check_image_name
+from core.crypto.derive import derive_key, keyed_digest
+from core.crypto.volume import VolumeKeys
+from core.errors import AlreadyExistsError, IntegrityError, NotFoundError
+from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
+from core.pool.records import RecordStore
+from core.store.contract import ObjectExistsError, Store
+from core.volume.description import ImageInfo
+from core.volume.names import VolumeNames
+from core.volume.pins import Pin, pin_of
+from core.world import World
+
+ID_BYTES: Final = 16
+_NAMES_CONTEXT: Final = "blockyard 2026 snapshot names v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A named generation of an image. `group` is shared by snapshots that were made at one moment."""
+
+    name: str
+    id: bytes
+    pin: Pin
+    size_bytes: int
+    created: int
+    protected: bool = False
+    group: bytes | None = None
+
+
+class SnapshotRecords:
+    """The snapshots of one image. `names_secret` is the volume's first key: names stay where they are when keys rotate."""
+
+    def __init__(self, store: Store, info: ImageInfo, keys: VolumeKeys, world: World) -> None:
+        self._store = store
+        self._image = info.name
+        self._prefix = VolumeNames(info.prefix).snapshots
+        self._records = RecordStore(store, volume_record_keys(keys), world)
+        self._secret = derive_key(keys.key, _NAMES_CONTEXT, keys.volume_id)
+
+    def key(self, name: str) -> str:
+        """Give the store key of a snapshot's record."""
+        check_image_name(name, "a snapshot")
+        return self._prefix + keyed_digest(self._secret, name.encode()).hex()
+
+    def everything(self) -> list[Snapshot]:
+        """Give the snapshots, oldest first."""
+        return sorted(self._all(), key=lambda each: (each.pin.generation, each.created, each.name))
+
+    def _all(self) -> Iterator[Snapshot]:
+        seen: set[bytes] = set()
+        for info in list(self._store.list(self._prefix)):
+            fields = self._records.find(RecordKind.SNAPSHOT, info.key)
+            if fields is not None:  # it may have gone since it was listed
+                snapshot = _read(fields)
+                if snapshot.id not in seen:  # two names of one snapshot: an interrupted renaming
+                    seen.add(snapshot.id)
+                    yield snapshot
+
+    def find(self, name: str) -> Snapshot | None:
+        """Look a snapshot up; None if there is none of this name."""
+        fields = self._records.find(RecordKind.SNAPSHOT, self.key(name))
+        if fields is None:
+            return None
+        snapshot = _read(fields)
+        if snapshot.name != name:
+            raise IntegrityError(f"{fields.what} holds another name than it is stored under: it was swapped")
+        return snapshot
+
+    def get(self, name: str) -> Snapshot:
+        """Look a snapshot up; NotFoundError if there is none of this name."""
+        snapshot = self.find(name)
+        if snapshot is None:
+            raise NotFoundError(
+                f"image {self._image!r} has no snapshot {name!r}; `blockyard snapshot ls` shows what there is"
+            )
+        return snapshot
+
+    def put(self, snapshot: Snapshot) -> None:
+        """Put a new snapshot's record; durable on return. AlreadyExistsError if the name is taken."""
+        try:
+            self._records.put(RecordKind.SNAPSHOT, self.key(snapshot.name), _values(snapshot))
+        except ObjectExistsError:
+            raise self._taken(snapshot.name) from None
+
+    def check_free(self, name: str) -> None:
+        """Raise AlreadyExistsError if there is a snapshot of this name."""
+        if self.find(name) is not None:
+            raise self._taken(name)
+
+    def _taken(self, name: str) -> AlreadyExistsError:
+        return AlreadyExistsError(f"image {self._image!r} has a snapshot {name!r} already")
+
+    def change(self, snapshot: Snapshot, *, protected: bool) -> None:
+        """Write a standing record anew."""
+        changed = replace(snapshot, protected=protected)
+        self._records.overwrite(RecordKind.SNAPSHOT, self.key(snapshot.name), _values(changed))
+
+    def remove(self, name: str) -> None:
+        """Delete a record: from now on the snapshot pins nothing."""
+        self._store.delete(self.key(name))
+
+
+def _values(snapshot: Snapshot) -> dict[str, RecordValue]:
+    return {
+        "name": snapshot.name,
+        "id": snapshot.id,
+        "checkpoint": snapshot.pin.checkpoint,
+        "generation": snapshot.pin.generation,
+        "size_bytes": snapshot.size_bytes,
+        "created": snapshot.created,
+        "protected": snapshot.protected,
+        "group": snapshot.group,
+    }
+
+
+def _read(fields: RecordFields) -> Snapshot:
+    return Snapshot(
+        fields.text("name"),
+        fields.blob("id", ID_BYTES),
+        pin_of(fields),
+        fields.integer("size_bytes", 0, limits.IMAGE_BYTES),
+        fields.integer("created"),
+        fields.flag("protected"),
+        fields.blob("group", ID_BYTES) if fields.has("group") else None,
+    )

@@ -1,0 +1,187 @@
+"""Snapshots of images: create, list, open, rename, protect, remove, roll back. Stateless; any thread, any machine.
+
+A snapshot is a record that pins a generation. No writer is asked for it, but where a flush is acknowledged before it stands in the log
+(growing files of a directory, journals): there the living writer publishes first (`writer_requests`), and a dead one's files are logged.
+
+5. *Live stays.* Who changes records holds a lease on everything from before it looks until after the record stands (`_lease`); should
+   the lease have run out meanwhile, the record goes and the work begins again. The collector looks at leases before it looks at records.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from core.crypto.volume import VolumeKeys
+from core.errors import BlockyardError, LockedError, StoreError, UsageError
+from core.pool.pool import Pool
+from core.store.contract import Appendable
+from core.volume.ancestry import image_log
+from core.volume.description import ImageInfo
+from core.volume.images import image_keys, open_image
+from core.volume.names import VolumeNames
+from core.volume.options import ImageOptions
+from core.volume.owner_lock import OwnerLock, ReaderLease, is_alive, process_start
+from core.volume.pins import EVERYTHING, Pin
+from core.volume.replay import follow_log, load_state
+from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
+from core.volume.writer_requests import Wish, WriterRequests
+
+__all__ = [
+    "Snapshot",
+    "create_snapshot",
+    "find_snapshot",
+    "list_snapshots",
+    "protect_snapshot",
+    "remove_snapshot",
+    "rename_snapshot",
+    "rollback",
+]
+
+_TRIES: Final = 3
+
+
+def create_snapshot(
+    pool: Pool, image: str, name: str, *, protect: bool = False, sleep: Callable[[float], None] = time.sleep
+) -> Snapshot:
+    """Name the image's present state, everything flushed before the call included; durable on return. Constant time.
+
+    AlreadyExistsError if the name is taken; LockedError if a living writer that must publish first does not answer.
+    """
+    pool.keys.require_writer("making a snapshot")
+    info, keys = image_keys(pool, image)
+    SnapshotRecords(pool.store, info, keys, pool.world).check_free(name)
+    publish(pool, info, keys, sleep)
+    return pin_newest(pool, info, keys, name, protect=protect)
+
+
+def publish(pool: Pool, info: ImageInfo, keys: VolumeKeys, sleep: Callable[[float], None]) -> None:
+    """See to it that everything flushed before the call stands in the log."""
+    names = VolumeNames(info.prefix)
+    for _ in range(_TRIES):
+        owner = OwnerLock(pool.store, names, keys, info.name, pool.world).read()
+        if owner is not None and is_alive(owner, pool.world, process_start(owner.pid)):
+            if owner.acknowledges_early:
+                WriterRequests(pool.store, info.prefix, keys, pool.world).ask_and_wait(Wish.PUBLISH, sleep)
+            return
+        if not (isinstance(pool.store, Appendable) and pool.store.list_growing(names.open_area)):
+            return
+        with contextlib.suppress(LockedError):  # somebody opened it at this moment: ask that one
+            open_image(pool, info.name, writable=True, options=ImageOptions()).close()
+            return
+    raise LockedError(f"image {info.name!r} is opened and closed all the time; try again")
+
+
+def pin_newest(
+    pool: Pool, info: ImageInfo, keys: VolumeKeys, name: str, *, protect: bool = False, group: bytes | None = None
+) -> Snapshot:
+    """Put the record of a snapshot of what the log holds now; durable on return."""
+    records = SnapshotRecords(pool.store, info, keys, pool.world)
+    log = image_log(pool, info)
+    for _ in range(_TRIES):
+        with lease(pool, info, keys) as held:
+            state = load_state(log)
+            follow_log(state, log, None)
+            snapshot = Snapshot(
+                name=name,
+                id=pool.world.random_bytes(ID_BYTES),
+                pin=Pin(state.checkpoint or 0, state.generation),
+                size_bytes=state.size_bytes,
+                created=int(pool.world.now()),
+                protected=protect,
+                group=group,
+            )
+            records.put(snapshot)
+            if held():
+                return snapshot
+            records.remove(name)
+    raise StoreError(
+        f"the store of {pool.store.url} is too slow for a snapshot: leases ran out {_TRIES} times; try again"
+    )
+
+
+@contextlib.contextmanager
+def lease(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> Iterator[Callable[[], bool]]:
+    """Keep everything of an image from being collected; gives the question whether it was kept until now (5)."""
+    mine = ReaderLease(pool.store, VolumeNames(info.prefix), keys, pool.world)
+    mine.beat(EVERYTHING)
+    if mine.refused is not None:
+        raise mine.refused
+    try:
+        yield mine.held
+    finally:
+        with contextlib.suppress(StoreError):  # it ends by itself
+            mine.release()
+
+
+def list_snapshots(pool: Pool, image: str) -> list[Snapshot]:
+    """Give an image's snapshots, oldest first."""
+    return _records(pool, image).everything()
+
+
+def find_snapshot(pool: Pool, image: str, name: str) -> Snapshot:
+    """Give one snapshot; NotFoundError if there is none of this name."""
+    return _records(pool, image).get(name)
+
+
+def remove_snapshot(pool: Pool, image: str, name: str) -> None:
+    """Forget a snapshot; the collector gives its room back. UsageError if it is protected."""
+    pool.keys.require_writer("removing a snapshot")
+    records = _records(pool, image)
+    if records.get(name).protected:
+        raise UsageError(
+            f"{image}@{name} is protected; `blockyard snapshot protect --off` lifts that, and then it can be removed"
+        )
+    records.remove(name)
+
+
+def rename_snapshot(pool: Pool, image: str, old: str, new: str) -> None:
+    """Give a snapshot another name. After a crash it has one of the two, or both. AlreadyExistsError if the new one is taken."""
+    pool.keys.require_writer("renaming a snapshot")
+    info, keys = image_keys(pool, image)
+    records = SnapshotRecords(pool.store, info, keys, pool.world)
+    with lease(pool, info, keys) as held:
+        records.put(replace(records.get(old), name=new))
+        _check_held(held, lambda: records.remove(new), pool)
+        records.remove(old)
+
+
+def protect_snapshot(pool: Pool, image: str, name: str, *, on: bool) -> Snapshot:
+    """Let a snapshot be removed only after this was lifted again, or lift it; durable on return."""
+    pool.keys.require_writer("protecting a snapshot")
+    info, keys = image_keys(pool, image)
+    records = SnapshotRecords(pool.store, info, keys, pool.world)
+    with lease(pool, info, keys) as held:
+        snapshot = records.get(name)
+        records.change(snapshot, protected=on)
+        _check_held(held, lambda: None, pool)
+    return replace(snapshot, protected=on)
+
+
+def _check_held(held: Callable[[], bool], undo: Callable[[], None], pool: Pool) -> None:
+    if not held():
+        undo()
+        raise StoreError(f"the store of {pool.store.url} is too slow at the moment: a lease ran out; try again")
+
+
+def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snapshot:
+    """Make an image again what it was at a snapshot; durable on return, in constant time. Later snapshots stay.
+
+    LockedError while a living writer has it open, unless `force`, which cuts that writer off.
+    """
+    snapshot = find_snapshot(pool, image, name)
+    opened = open_image(pool, image, writable=True, options=ImageOptions(), force=force)
+    try:
+        opened.revert(find_snapshot(pool, image, name).pin)
+    except BlockyardError:
+        with contextlib.suppress(BlockyardError):
+            opened.close()
+        raise
+    opened.close()
+    return snapshot
+
+
+def _records(pool: Pool, image: str) -> SnapshotRecords:
+    info, keys = image_keys(pool, image)
+    return SnapshotRecords(pool.store, info, keys, pool.world)
