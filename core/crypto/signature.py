@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from core.crypto.aead import Buffer
-from core.errors import IntegrityError
+from core.errors import IntegrityError, ReadOnlyError
 
 SIGNATURE_BYTES: Final = 64
 WRITER_ID_BYTES: Final = 8
@@ -47,3 +47,19 @@ class Verifiers:
             key.verify(signature, bytes(data))
         except InvalidSignature:
             raise IntegrityError(f"{what} has a signature that does not fit its bytes: it was altered") from None
+
+    def require_active(self, writer_id: bytes) -> None:
+        """Return if `writer_id` may sign something new; otherwise raise ReadOnlyError."""
+        if bytes(writer_id) not in self._keys:
+            raise ReadOnlyError(
+                f"the pool does not list the writer {bytes(writer_id).hex()}, whose key was given; nobody would believe what it signs"
+            )
+
+    def admit_object(self, writer_id: bytes, volume_id: bytes, sequence: int, what: str) -> None:
+        """Return if this writer may have signed an object of `volume_id` at `sequence`; otherwise raise IntegrityError naming `what`."""
+
+    def admit_record(self, writer_id: bytes, what: str) -> None:
+        """Return if a record may be this writer's; otherwise raise IntegrityError naming `what`."""
+
+    def refresh(self) -> None:
+        """Learn of writers that are none any more, where that can change."""

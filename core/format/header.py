@@ -28,6 +28,8 @@ class Kind(IntEnum):
     PAGES = 3
     ROOT = 4
     RECOVERY = 5
+    SEALED = 16
+    """A piece of a filesystem's sealed metadata."""
     PACK = 6
     PACK_INDEX = 7
 
@@ -93,12 +95,16 @@ def check_header(header: Header, keys: VolumeKeys, kinds: tuple[Kind, ...], sequ
         raise IntegrityError(f"{what} belongs to another volume: it was swapped")
     if header.kind not in kinds or header.sequence != sequence:
         raise IntegrityError(f"{what} says it is {header.kind.name.lower()} {header.sequence}: it was swapped")
-    if header.key_id != keys.key_id:
-        raise IntegrityError(f"{what} is sealed under volume key {header.key_id}, which this key does not open")
+    keys.verifiers.admit_object(header.writer_id, header.volume_id, header.sequence, what)
+    if keys.find(header.key_id) is None:
+        raise IntegrityError(f"{what} is sealed under volume key {header.key_id}, which the volume does not have")
     if header.window and header.kind is not Kind.BARRIER:
         raise IntegrityError(f"{what} has a window and is no barrier")
 
 
 def object_aead(keys: VolumeKeys, header: Header, packed: bytes) -> Aead:
-    """Derive the one object's key from the volume key and its packed header."""
-    return Aead(header.algorithm, derive_key(keys.key, _KEY_CONTEXT, packed))
+    """Derive the one object's key from the volume key that its header names, and the packed header."""
+    key = keys.find(header.key_id)
+    if key is None:
+        raise IntegrityError(f"an object is sealed under volume key {header.key_id}, which the volume does not have")
+    return Aead(header.algorithm, derive_key(key, _KEY_CONTEXT, packed))

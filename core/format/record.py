@@ -15,6 +15,7 @@ import msgpack
 from core import limits
 from core.crypto.aead import TAG_BYTES, Aead, Algorithm, Buffer, InvalidTag
 from core.crypto.derive import derive_key
+from core.crypto.rings import Secrets
 from core.crypto.signature import SIGNATURE_BYTES, WRITER_ID_BYTES, Signer, Verifiers
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, ReadOnlyError
@@ -51,7 +52,9 @@ class RecordKind(IntEnum):
     MANIFEST = 14
     FORGOTTEN = 15
     CONDEMNED = 16
-    REQUEST = 13
+    REQUEST = 17
+    KEY = 18
+    RETIRED = 19
 
     @property
     def signed(self) -> bool:
@@ -61,7 +64,11 @@ class RecordKind(IntEnum):
 
 @dataclass(frozen=True, repr=False, slots=True)
 class RecordKeys:
-    """What a family of records is sealed and signed with. `signer` is None for a reader."""
+    """What a family of records is sealed and signed with. `signer` is None for a reader.
+
+    `secrets` has the keys of a family that was rotated, or may be: then it says what seals and what opens, and `key_id` and `secret` are
+    the first of them.
+    """
 
     pool_id: bytes
     key_id: int
@@ -69,20 +76,59 @@ class RecordKeys:
     algorithm: Algorithm
     signer: Signer | None
     verifiers: Verifiers
+    secrets: Secrets | None = None
+
+    def newest(self) -> tuple[int, bytes]:
+        """Give the id and the secret that new records are sealed under."""
+        return self.secrets.newest() if self.secrets is not None else (self.key_id, self.secret)
+
+    def find(self, key_id: int) -> bytes | None:
+        """Give the secret that opens records sealed under `key_id`; None if there is no such key (any more)."""
+        if self.secrets is not None:
+            return self.secrets.find(key_id)
+        return self.secret if key_id == self.key_id else None
+
+
+class _VolumeSecrets:
+    """What the records of a volume are sealed under, made of the volume's keys."""
+
+    def __init__(self, keys: VolumeKeys) -> None:
+        self._keys = keys
+
+    def newest(self) -> tuple[int, bytes]:
+        key_id, key = self._keys.newest()
+        return key_id, _volume_secret(key, self._keys.volume_id)
+
+    def find(self, key_id: int) -> bytes | None:
+        key = self._keys.find(key_id)
+        return None if key is None else _volume_secret(key, self._keys.volume_id)
 
 
 def volume_record_keys(keys: VolumeKeys) -> RecordKeys:
-    """Give what the records of one volume (lock, leases, resize requests) are sealed with."""
-    secret = derive_key(keys.key, _VOLUME_CONTEXT, keys.volume_id)
-    return RecordKeys(keys.pool_id, keys.key_id, secret, keys.algorithm, keys.signer, keys.verifiers)
+    """Give what the records of one volume (lock, leases, resize requests) are sealed with; it follows the volume's rotations."""
+    secret = _volume_secret(keys.key, keys.volume_id)
+    secrets = _VolumeSecrets(keys) if keys.ring is not None else None
+    return RecordKeys(keys.pool_id, keys.key_id, secret, keys.algorithm, keys.signer, keys.verifiers, secrets)
+
+
+def _volume_secret(key: bytes, volume_id: bytes) -> bytes:
+    return derive_key(key, _VOLUME_CONTEXT, volume_id)
 
 
 class RecordFields:
     """The fields of an opened record, read with their types; a field that does not fit is an IntegrityError."""
 
-    def __init__(self, values: Mapping[str, object], what: str) -> None:
+    def __init__(self, values: Mapping[str, object], what: str, key_id: int = 0, writer_id: bytes = b"") -> None:
         self._values = values
         self.what = what
+        self.key_id = key_id
+        """Which key sealed the record."""
+        self.writer_id = writer_id
+        """Who signed it; zeros where nobody does."""
+
+    def everything(self) -> dict[str, object]:
+        """Give all fields as they are, also those that this program does not know: for sealing the record again."""
+        return dict(self._values)
 
     def blob(self, name: str, length: int | None = None) -> bytes:
         """Give the bytes called `name`, of exactly `length` if it is given."""
@@ -144,8 +190,9 @@ def seal_record(
     plaintext = msgpack.packb(values)
     sealed_bytes = len(plaintext) + TAG_BYTES
     salt = random_bytes(SALT_BYTES)
-    header = _LAYOUT.pack(MAGIC, VERSION, kind, keys.algorithm, keys.key_id, salt, writer_id, sealed_bytes)
-    record = header + _aead(keys, header).seal(0, plaintext, _aad(keys.pool_id, store_key, header))
+    key_id, secret = keys.newest()
+    header = _LAYOUT.pack(MAGIC, VERSION, kind, keys.algorithm, key_id, salt, writer_id, sealed_bytes)
+    record = header + _aead(secret, header).seal(0, plaintext, _aad(keys.pool_id, store_key, header))
     if kind.signed and keys.signer:
         record += keys.signer.sign(_signed(keys.pool_id, store_key, record))
     if len(record) > limits.RECORD_BYTES:
@@ -162,21 +209,33 @@ def open_record(keys: RecordKeys, kind: RecordKind, store_key: str, data: Buffer
     if len(data) < HEADER_BYTES + TAG_BYTES:
         raise IntegrityError(f"{store_key} is no record: its length is out of bounds")
     header = data[:HEADER_BYTES]
-    end = _check_header(keys, kind, store_key, header)
+    secret, end = _check_header(keys, kind, store_key, header)
     if len(data) != end + (SIGNATURE_BYTES if kind.signed else 0):
         raise IntegrityError(f"{store_key} has {len(data)} bytes where its header tells of others: it was altered")
     if kind.signed:
-        writer_id = header[32:40]
-        keys.verifiers.verify(writer_id, data[end:], _signed(keys.pool_id, store_key, data[:end]), store_key)
+        keys.verifiers.verify(
+            record_writer_id(header), data[end:], _signed(keys.pool_id, store_key, data[:end]), store_key
+        )
+        keys.verifiers.admit_record(record_writer_id(header), store_key)
     try:
-        plaintext = _aead(keys, header).open(0, data[HEADER_BYTES:end], _aad(keys.pool_id, store_key, header))
+        plaintext = _aead(secret, header).open(0, data[HEADER_BYTES:end], _aad(keys.pool_id, store_key, header))
     except InvalidTag:
         raise IntegrityError(f"{store_key} does not open: it was altered, or swapped with another object") from None
-    return RecordFields(_unpack(plaintext, store_key), store_key)
+    return RecordFields(_unpack(plaintext, store_key), store_key, record_key_id(header), record_writer_id(header))
 
 
-def _check_header(keys: RecordKeys, kind: RecordKind, store_key: str, header: bytes) -> int:
-    """Check everything the header says, and give the end of the sealed bytes."""
+def record_key_id(data: Buffer) -> int:
+    """Read, without opening it, which key a record says it is sealed under; 0 if it is too short to say so."""
+    return int.from_bytes(data[12:16], "little")
+
+
+def record_writer_id(data: Buffer) -> bytes:
+    """Read, without opening it, who signed a record as it says."""
+    return bytes(data[32:40])
+
+
+def _check_header(keys: RecordKeys, kind: RecordKind, store_key: str, header: bytes) -> tuple[bytes, int]:
+    """Check everything the header says; give the secret it is sealed under and the end of the sealed bytes."""
     magic, version, got_kind, algorithm, key_id, _salt, writer_id, sealed_bytes = _LAYOUT.unpack(header)
     if magic != MAGIC:
         raise IntegrityError(f"{store_key} does not start as a record does: it was altered or is something else")
@@ -186,13 +245,14 @@ def _check_header(keys: RecordKeys, kind: RecordKind, store_key: str, header: by
         raise IntegrityError(f"{store_key} is a record of kind {got_kind}, not {kind.value}: it was swapped")
     if algorithm not in list(Algorithm):
         raise IntegrityError(f"{store_key} names algorithm {algorithm}, which is not known: it was altered")
-    if key_id != keys.key_id:
-        raise IntegrityError(f"{store_key} is sealed under key {key_id}; the key at hand is {keys.key_id}")
+    secret = keys.find(key_id)
+    if secret is None:
+        raise IntegrityError(f"{store_key} is sealed under key {key_id}; the key at hand is {keys.newest()[0]}")
     if not kind.signed and writer_id != _NO_WRITER:
         raise IntegrityError(f"{store_key} names a writer where none signs: it was altered")
     if sealed_bytes < TAG_BYTES or sealed_bytes > limits.RECORD_BYTES:
         raise IntegrityError(f"{store_key} claims {sealed_bytes} sealed bytes, which is out of bounds: it was altered")
-    return HEADER_BYTES + int(sealed_bytes)
+    return secret, HEADER_BYTES + int(sealed_bytes)
 
 
 def _unpack(plaintext: bytes, store_key: str) -> dict[str, object]:
@@ -205,9 +265,8 @@ def _unpack(plaintext: bytes, store_key: str) -> dict[str, object]:
     return values
 
 
-def _aead(keys: RecordKeys, header: bytes) -> Aead:
-    algorithm = Algorithm(header[11])
-    return Aead(algorithm, derive_key(keys.secret, _SEAL_CONTEXT, header))
+def _aead(secret: bytes, header: bytes) -> Aead:
+    return Aead(Algorithm(header[11]), derive_key(secret, _SEAL_CONTEXT, header))
 
 
 def _aad(pool_id: bytes, store_key: str, header: bytes) -> bytes:
