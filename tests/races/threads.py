@@ -48,9 +48,9 @@ class Task(_RealThread):
 
     def join(self, timeout: float | None = None) -> None:
         scheduler = current()
-        if scheduler is None or not hasattr(self, "actor"):
+        if not hasattr(self, "actor"):
             super().join(timeout)
-        else:
+        elif scheduler is not None:  # after its run every thread has ended
             scheduler.wait(lambda: self.ended, timeout)
 
     def is_alive(self) -> bool:
