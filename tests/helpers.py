@@ -19,7 +19,7 @@ from core.errors import BlockyardError
 from core.store.contract import Appendable, Buffer, GrowingFile, ObjectInfo, Store, StoreSpace
 from core.units import BLOCK_BYTES, MIB
 from core.volume.image import Image
-from core.volume.opening import open_volume
+from core.volume.opening import Beginning, open_volume
 from core.volume.options import Durability, ImageOptions
 from core.world import World
 
@@ -90,7 +90,7 @@ def open_image(
         prefix,
         keys or volume_keys(),
         "root-disk",
-        size_bytes,
+        Beginning(size_bytes),
         writable=writable,
         options=ImageOptions(**options),
         force=force,

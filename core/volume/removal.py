@@ -3,7 +3,7 @@
 Order, so that a crash at any point leaves either the whole volume or a removal that the next one finishes:
 (0) a record `removing/<volume>`, after which children and protected snapshots are looked for: if there are any it goes, and the volume
 stays; (1) a record `removed/<volume>`; (2) the names go; (3) all objects of the volume but its description; (4) the records that
-ancestors have of a clone; (5) the description; (6) the records of (1) and (0). Nothing else of the pool is touched.
+ancestors have of a clone; (5) the description; (6) the records of (0) and (1). Nothing else of the pool is touched.
 """
 
 import contextlib
@@ -116,8 +116,8 @@ def _finish(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
     _delete_all(pool, (info.key for info in pool.store.list(prefix + "/") if info.key != last))
     _leave_ancestors(pool, family, volume_id)
     pool.store.delete(last)
-    pool.store.delete(PREFIX + volume_id.hex())
     pool.store.delete(REMOVING + volume_id.hex())
+    pool.store.delete(PREFIX + volume_id.hex())
 
 
 def _leave_ancestors(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:

@@ -17,7 +17,7 @@ from core.volume.frame_reader import load_log_object
 from core.volume.image import Image
 from core.volume.live_segment import LiveSegment
 from core.volume.names import VolumeNames
-from core.volume.opening import open_volume
+from core.volume.opening import Beginning, open_volume
 from core.volume.options import ImageOptions
 from tests.helpers import POOL_ID, PREFIX, real_world, volume_keys
 
@@ -95,7 +95,7 @@ def open_writer(store: MemoryStore, *, force: bool = False) -> Image:
         PREFIX,
         volume_keys(),
         "disk",
-        MIB,
+        Beginning(MIB),
         writable=True,
         options=ImageOptions(),
         force=force,

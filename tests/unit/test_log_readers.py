@@ -6,7 +6,7 @@ from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
 from core.volume import collector
-from core.volume.owner_lock import Pin
+from core.volume.pins import Pin
 from tests.helpers import block, kill, noise, open_image, read, real_world, stored_bytes
 
 PAGE = 4 * MIB
@@ -90,9 +90,9 @@ def test_the_image_is_the_same_without_its_newest_checkpoint(store, rounds):
         ({5: 9, 6: 20}, [], [9, 20], [5, 6]),
         ({5: 9, 12: 20}, [], [9, 20], [5]),  # the log is kept from the older checkpoint on
         ({5: 9, 6: 20}, [], [20], []),  # there is no older checkpoint yet
-        ({5: 9, 6: 20}, [Pin(19, 9)], [9, 20], [5]),
+        ({5: 9, 6: 20}, [Pin(9, 19)], [9, 20], [5]),
         ({5: 9, 6: 20}, [Pin(20, 20)], [9, 20], [5, 6]),
-        ({5: 9, 6: 20}, [Pin(20, 20), Pin(8, 2)], [9, 20], []),
+        ({5: 9, 6: 20}, [Pin(20, 20), Pin(2, 8)], [9, 20], []),
         ({5: 9, 6: 20}, [Pin(0, 0)], [9, 20], []),
     ],
 )

@@ -11,7 +11,7 @@ from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
 from core.volume import recovery
 from core.volume.image import Image
-from core.volume.opening import open_volume
+from core.volume.opening import Beginning, open_volume
 from core.volume.options import Durability, ImageOptions
 from tests.helpers import PREFIX, noise, real_world, volume_keys
 
@@ -41,7 +41,7 @@ def open_image(store: MemoryStore, journal: Path | None, *, writable: bool = Tru
         PREFIX,
         volume_keys(),
         "disk",
-        SIZE_BYTES,
+        Beginning(SIZE_BYTES),
         writable=writable,
         options=ImageOptions(durability=durability, journal_dir=journal),
         force=writable,
