@@ -21,13 +21,15 @@ import platformdirs
 
 from core import limits
 from core.errors import NotFoundError, UsageError
-from core.units import GIB, parse_size
+from core.units import GIB, MIB, parse_size
 
 ENVIRONMENT_PREFIX: Final = "BLOCKYARD_"
 DEFAULT_CACHE_BYTES: Final = GIB
+DEFAULT_SCRUB_RATE: Final = 32 * MIB
 DURABILITIES: Final = ("pool", "journal")
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_INTERVAL = re.compile(r"(\d{1,9})([smhdw]?)")
 _NOT_IN_IMAGE_NAMES = re.compile(r"[/?#@\x00-\x1f\x7f]")
 
 
@@ -45,6 +47,11 @@ class Settings:
     journal_dir: Path | None = None
     compression: str | None = None
     ram_cache_bytes: int | None = None
+    mirror: str | None = None
+    scrub_interval_s: int | None = None
+    scrub_rate: int | None = None
+    scrub_concurrency: int | None = None
+    scrub_alert: float | None = None
 
     def over(self, lower: "Settings") -> "Settings":
         """Lay this layer over `lower`: what it says wins, what it leaves open comes from below.
@@ -64,6 +71,20 @@ _UNLOCKING = ("key_file", "passphrase_file", "passphrase_fd")
 
 
 @dataclass(frozen=True)
+class ScrubSettings:
+    """How gateways scrub what they serve, beside their work."""
+
+    interval_s: int = 0
+    """From the end of one scrub to the beginning of the next; 0: never."""
+    rate: int = DEFAULT_SCRUB_RATE
+    """Bytes a second."""
+    concurrency: int = 1
+    """Objects verified at once."""
+    alert: float = 0.0
+    """More than this share of bad objects is told as an error, and sets a metric."""
+
+
+@dataclass(frozen=True)
 class PoolSettings:
     """Everything a program needs to open a pool and its images, resolved."""
 
@@ -79,6 +100,9 @@ class PoolSettings:
     journal_dir: Path | None
     compression: str
     ram_cache_bytes: int
+    mirror: str | None = None
+    """URL of a second store that gets a copy of every object."""
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
 
 
 @dataclass(frozen=True)
@@ -99,6 +123,11 @@ def default_config_path(environment: Mapping[str, str]) -> Path:
 def user_directory() -> Path:
     """Give the user's own directory for Blockyard's configuration and key files (`~/.config/blockyard`)."""
     return platformdirs.user_config_path("blockyard")
+
+
+def user_state_directory() -> Path:
+    """Give the user's own directory for what this machine has to remember (`~/.local/state/blockyard`)."""
+    return platformdirs.user_state_path("blockyard")
 
 
 def load_config(path: Path) -> Config:
@@ -165,6 +194,18 @@ def resolve_pool(reference: str, config: Config, environment: Settings, argument
         journal_dir=settings.journal_dir,
         compression=settings.compression or "zstd:1",
         ram_cache_bytes=limits.RAM_CACHE_BYTES if settings.ram_cache_bytes is None else settings.ram_cache_bytes,
+        mirror=settings.mirror,
+        scrub=_scrub_settings(settings),
+    )
+
+
+def _scrub_settings(settings: Settings) -> ScrubSettings:
+    default = ScrubSettings()
+    return ScrubSettings(
+        interval_s=default.interval_s if settings.scrub_interval_s is None else settings.scrub_interval_s,
+        rate=default.rate if settings.scrub_rate is None else settings.scrub_rate,
+        concurrency=default.concurrency if settings.scrub_concurrency is None else settings.scrub_concurrency,
+        alert=default.alert if settings.scrub_alert is None else settings.scrub_alert,
     )
 
 
@@ -277,6 +318,41 @@ def _descriptor(value: object) -> int:
     return int(text)
 
 
+def _interval(value: object) -> int:
+    """Read seconds, or a number with s, m, h, d or w."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    found = _INTERVAL.fullmatch(text)
+    if found is None:
+        raise UsageError(f"expected a time such as 7d, 12h or 90m, or 0 for never, not {value!r}")
+    return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[found[2]]
+
+
+def _rate(value: object) -> int:
+    rate = _size(value)
+    if not rate:
+        raise UsageError("expected bytes a second such as 50M, not 0")
+    return rate
+
+
+def _concurrency(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= limits.SCRUB_THREADS:
+        raise UsageError(f"expected a number from 1 to {limits.SCRUB_THREADS}, not {value!r}")
+    return int(text)
+
+
+def _share(value: object) -> float:
+    """Read a share such as 0.01 or 1%."""
+    text = str(value)
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"expected a share such as 0.01 or 1%, not {value!r}")
+    return share
+
+
 _KEYS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "url": ("url", _url),
     "key_file": ("key_file", _path),
@@ -288,6 +364,11 @@ _KEYS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "journal_dir": ("journal_dir", _path),
     "compression": ("compression", _text),
     "ram_cache": ("ram_cache_bytes", _size),
+    "mirror": ("mirror", _url),
+    "scrub_interval": ("scrub_interval_s", _interval),
+    "scrub_rate": ("scrub_rate", _rate),
+    "scrub_concurrency": ("scrub_concurrency", _concurrency),
+    "scrub_alert": ("scrub_alert", _share),
 }
 """Key in a file, lower case, and in the environment, upper case -> attribute of Settings and its reader."""
 

@@ -72,6 +72,16 @@ RAM_CACHE_BYTES: Final = 192 * MIB
 SEGMENT_TABLES_BYTES: Final = 32 * MIB
 """Frame tables of segments in memory: those of some 4,000 segments that were written in sequence."""
 
+# Mirrors and scrub.
+MIRROR_SUSPECTS: Final = 4096
+"""Objects that are read from the mirror because the first store's copy proved bad."""
+SCRUB_THREADS: Final = 8
+"""Objects that a scrub verifies at once at most; each is in memory whole."""
+SCRUB_FINDINGS: Final = 10_000
+"""Findings that a report lists; more are counted."""
+SCRUB_RANGES: Final = 1000
+"""Ranges of bytes that a report lists for one image or snapshot; more are counted."""
+
 # The directory store.
 OPEN_FILES: Final = 512
 """Descriptors of objects kept open for ranged reads."""
@@ -87,6 +97,10 @@ STORE_ATTEMPT_S: Final = 5.0
 STORE_ATTEMPTS: Final = 12
 STORE_BACKOFF_S: Final = 0.05
 """The first wait between two attempts; it doubles."""
+MIRROR_AWAY_S: Final = 30.0
+"""A mirror that failed is left alone for this time; what it misses is noted."""
+MIRROR_DEADLINE_S: Final = 6.0
+"""A call of a mirror ends within this time: writers wait for it after the first store has answered."""
 COLLECT_AGAIN_S: Final = 60.0
 """Segments that a snapshot kept are looked at again after this time, without a checkpoint that would do it anyway."""
 LOCK_HEARTBEAT_S: Final = 5.0
@@ -105,4 +119,5 @@ assert POOL_WRITERS * 128 < RECORD_BYTES, "a description with every writer fits 
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
 assert LOCK_HEARTBEAT_S * 3 < REQUEST_WAIT_S, "a request outlives a few heartbeats"
+assert MIRROR_DEADLINE_S > STORE_ATTEMPT_S, "a mirror is asked once, at least"
 assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"

@@ -77,7 +77,7 @@ def serve_mount(session: Session, order: MountOrder, ready: Callable[[], None]) 
 
 def _open_pool(session: Session, settings: PoolSettings) -> tuple[Pool, Passphrase | None]:
     """Open the pool; a passphrase is kept for a private server, which cannot ask for it."""
-    store = open_store(settings.url)
+    store = open_store(settings.url, mirror=settings.mirror)
     try:
         opener = find_opener(store, settings, session.prompt())
         return open_pool(store, opener, session.world), opener if isinstance(opener, Passphrase) else None

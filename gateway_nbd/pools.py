@@ -76,7 +76,7 @@ class RealPool:
 
     def _open(self, observer: StoreObserver | None = None) -> Pool:
         known = self._prepared
-        store = open_store(known.settings.url, observer=observer)
+        store = open_store(known.settings.url, observer=observer, mirror=known.settings.mirror)
         try:
             opener = known.opener or find_opener(store, known.settings, None)
             return open_pool(store, opener, World.real())

@@ -67,7 +67,7 @@ def create(session: Session, new: NewSlot, pool: str, algorithm: str, label: str
     _refuse_unlock_options(session, settings)
     writer = _KeyFileWriter(new.key_file or settings.key_file)
     opener: NewOpener = passphrase or writer
-    store = open_store(settings.url)
+    store = open_store(settings.url, mirror=settings.mirror)
     try:
         made = create_pool(store, opener, session.world, algorithm=_ALGORITHMS[algorithm], label=label)
     except BaseException:

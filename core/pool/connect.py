@@ -25,7 +25,7 @@ def connect_pool(settings: PoolSettings, world: World, prompt: Prompt | None = N
     The key is, in this order: what the settings name; the key file in the user's keyring directory; a passphrase from
     `prompt`. Raises KeyRefusedError with a plain sentence when none of them is there or fits.
     """
-    store = open_store(settings.url)
+    store = open_store(settings.url, mirror=settings.mirror)
     try:
         return open_pool(store, find_opener(store, settings, prompt), world)
     except BaseException:

@@ -156,3 +156,11 @@ class Appendable(Protocol):
 
     def exists(self, key: str) -> bool:
         """Say whether an object stands under `key`: one `stat`, the writer's look for a barrier."""
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """The optional capability of a store that keeps something of what it reads: open files, a cache, a second copy."""
+
+    def forget(self, key: str) -> bool:
+        """Be told that bytes of the object proved bad. True if reading it again may give other bytes; no I/O is waited for."""

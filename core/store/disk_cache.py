@@ -29,7 +29,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from core.store.contract import Buffer, ObjectInfo, Store, StoreSpace
+from core.store.contract import Buffer, Forgetful, ObjectInfo, Store, StoreSpace
 
 _CACHED = re.compile(r"(?:image|fs)/[^/]+/(?:log|checkpoint)/.+")
 _CHECKSUM_BYTES = 32
@@ -90,11 +90,14 @@ class DiskCache:
         self._store.delete(key)
         self.forget(key)
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: str) -> bool:
         """Drop what was read of an object: its bytes proved bad, and a cache must not keep that up once the object is mended."""
         with self._lock:
-            for name in tuple(self._keys.get(key, ())):
+            names = tuple(self._keys.get(key, ()))
+            for name in names:
                 self._drop(name)
+        elsewhere = self._store.forget(key) if isinstance(self._store, Forgetful) else False
+        return elsewhere or bool(names)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Ask the store."""

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from core.config import user_state_directory
 from core.errors import UsageError
+from core.limits import MIRROR_DEADLINE_S
 from core.store.contract import Store
 from core.store.file import FileStore
 from core.store.keys import check_key
 from core.store.memory import shared_memory_store
+from core.store.mirror import mirrored
+from core.store.mirror_backlog import FileBacklog
 from core.store.object_urls import parse_bucket_url
 from core.store.retrying import RetryingStore, RetryPolicy, StoreObserver, Unobserved
 
@@ -23,13 +27,23 @@ def open_store(
     environment: Mapping[str, str] = os.environ,
     policy: RetryPolicy | None = None,
     observer: StoreObserver | None = None,
+    mirror: str | None = None,
+    backlog_directory: Path | None = None,
 ) -> Store:
     """Open the store that `url` names; nothing is contacted before its first call. UsageError if it makes no sense.
 
     `file:///directory`, `memory://name` (shared within the process), `s3://bucket/prefix`, `gs://bucket/prefix`,
     `az://container/prefix` (options in `object_urls`), `rados://pool/prefix?conf=FILE&user=NAME`. Stores behind a network
     come with deadline, retries and measurement around them; local ones need none and stay appendable.
+
+    `mirror` is the URL of a second store that gets a copy of everything (core.store.mirror); what it misses is noted below
+    `backlog_directory`, the user's own if None.
     """
+    if mirror is not None:
+        first = open_store(url, environment=environment, policy=policy, observer=observer)
+        second = open_store(mirror, environment=environment, policy=RetryPolicy(deadline_s=MIRROR_DEADLINE_S))
+        directory = backlog_directory or user_state_directory() / "mirror"
+        return mirrored(first, second, FileBacklog(directory, first.url, second.url))
     scheme = urlsplit(url).scheme
     if scheme == "file":
         return _file_store(url)

@@ -142,6 +142,12 @@ class FileStore:
             self._open_files.drop(key)
             self._disk.fsync_directory(os.path.dirname(path))  # noqa: PTH120
 
+    def forget(self, key: str) -> bool:
+        """Close the object's file: another process may have put a mended one in its place (contract.Forgetful)."""
+        known = self._open_files.get(key) is not None
+        self._open_files.drop(key)
+        return known
+
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Walk the directories that can hold such keys, in byte order of keys; a file that goes away is skipped."""
         self._check_open()
