@@ -131,6 +131,12 @@ class Engine(Protocol):
     def sparse_segments(self, max_live_share: float, limit: int) -> list[Segment]:
         """Give closed segments of which at most this share of the blocks is live, but some; the sparsest first."""
 
+    def hold_segments(self, sequences: Iterable[int]) -> None:
+        """Let closed segments be neither dead nor sparse, until their rows are put again or all of them are released."""
+
+    def release_held(self) -> None:
+        """End all that `hold_segments` began."""
+
     def abandoned_segments(self, limit: int) -> list[Segment]:
         """Give segments that are not closed and whose session is gone."""
 

@@ -17,6 +17,11 @@ BUSY_ANSWER: Final = 2
 SPARSE_STEPS: Final = 64
 """A closed segment's live share is indexed in this many steps: 0 is dead."""
 
+HELD: Final = 255
+"""In place of its share: a closed segment that snapshots need, whatever is live in it. It becomes a share again with the next change."""
+
+assert HELD > SPARSE_STEPS, "what is held is neither dead nor sparse"
+
 TABLES: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE inode (

@@ -254,6 +254,20 @@ class SqliteEngine(SqliteConnection):
         )
         return [Segment(*row) for row in rows]
 
+    def hold_segments(self, sequences: Iterable[int]) -> None:
+        self._change_many(
+            "UPDATE segment SET share = ? WHERE sequence = ? AND share IS NOT NULL",
+            [(schema.HELD, sequence) for sequence in sequences],
+        )
+
+    def release_held(self) -> None:
+        steps = schema.SPARSE_STEPS
+        self._change(
+            "UPDATE segment SET share = CASE WHEN live <= 0 THEN 0"
+            " ELSE min(live * ? / max(blocks, 1), ?) + 1 END WHERE share = ?",
+            (steps, steps - 1, schema.HELD),
+        )
+
     def abandoned_segments(self, limit: int) -> list[Segment]:
         rows = self._read(
             f"{_SEGMENT} WHERE share IS NULL AND session NOT IN {_SESSIONS} LIMIT ?",

@@ -2,18 +2,19 @@
 
 from core.filesystem.filesystems import Filesystem
 from metadata_server.runtime.server import Background, Server
+from metadata_server.space.guard import Guard
 from metadata_server.space.keeper import SpaceKeeper, SpaceOptions
 from metadata_server.space.pool import SegmentPool
 from metadata_server.space.tree_ledger import TreeLedger
 
 
-def space_background(filesystem: Filesystem, options: SpaceOptions) -> Background:
+def space_background(filesystem: Filesystem, options: SpaceOptions, guard: Guard | None = None) -> Background:
     """Give what to hand to `serve`: it keeps the space of a filesystem until it is cancelled."""
 
     async def keep_space(server: Server) -> None:
-        ledger = TreeLedger(server.tree, server, lambda: server.transactions)
+        ledger = TreeLedger(server.tree, server, lambda: server.transactions, guard)
         pool = SegmentPool(filesystem.store, filesystem.names, filesystem.keys, filesystem.world)
-        keeper = SpaceKeeper(ledger, pool, options)
+        keeper = SpaceKeeper(ledger, pool, options, guard)
         server.on_session_ended(lambda _session: keeper.session_ended())
         await keeper.run()
 

@@ -13,6 +13,7 @@ import trio
 from core.errors import BlockyardError
 from metadata_server.space import limits
 from metadata_server.space.collector import Collector
+from metadata_server.space.guard import Guard
 from metadata_server.space.ledger import Ledger
 from metadata_server.space.leftovers import Leftovers
 from metadata_server.space.mover import Mover
@@ -37,12 +38,12 @@ class SpaceOptions:
 class SpaceKeeper:
     """Collects, repacks, and settles what ended sessions left."""
 
-    def __init__(self, ledger: Ledger, pool: SegmentPool, options: SpaceOptions) -> None:
+    def __init__(self, ledger: Ledger, pool: SegmentPool, options: SpaceOptions, guard: Guard | None = None) -> None:
         self.options: Final = options
         self._ledger: Final = ledger
         self.mover: Final = Mover(ledger, pool)
-        self.collector: Final = Collector(ledger, pool, pool.world, options.grace_s)
-        self.strays: Final = Strays(ledger, pool, pool.world, options.grace_s)
+        self.collector: Final = Collector(ledger, pool, pool.world, options.grace_s, guard)
+        self.strays: Final = Strays(ledger, pool, pool.world, options.grace_s, guard)
         self.leftovers: Final = Leftovers(ledger, pool, self.mover)
         self._ended = trio.Event()
         self._tick_s = min(max(options.grace_s / 4, 0.1), 10.0)

@@ -50,6 +50,11 @@ def grace_after(lease_s: float) -> float:
     return max(GRACE_S, lease_s + READ_S)
 
 
+def refresh_after(grace_s: float) -> float:
+    """Give how long pins that stood when they were read are believed to stand: so long what a removed snapshot kept waits at most."""
+    return min(max(grace_s / 3, 0.2), 30.0)
+
+
 assert limits.STORE_DEADLINE_S * 3 < READ_S, "a read asks the store for an index and twice for frames"
 assert REPACK_SHARE <= REPACK_MOST_SHARE < 1.0, "what is repacked leaves less than there was"
 assert (1 + SLACK) / REPACK_MOST_SHARE < 1.4, "what an idle filesystem takes beside what is live"

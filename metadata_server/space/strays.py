@@ -11,6 +11,7 @@ import trio
 
 from core.world import World
 from metadata_server.space import limits
+from metadata_server.space.guard import Guard
 from metadata_server.space.ledger import Ledger
 from metadata_server.space.pool import SegmentPool
 from metadata_server.space.waiting import Waiting
@@ -19,12 +20,13 @@ from metadata_server.space.waiting import Waiting
 class Strays:
     """Finds strays by listing, and deletes them."""
 
-    def __init__(self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float) -> None:
+    def __init__(self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float, guard: Guard | None = None) -> None:
         self.deleted = 0
         self._ledger: Final = ledger
         self._pool: Final = pool
         self._world: Final = world
         self._grace_s = grace_s
+        self._guard: Final = guard or Guard()
         self._first = True
         self._found = Waiting(grace_s, limits.STRAYS)
 
@@ -47,11 +49,15 @@ class Strays:
         due = self._found.due(self._world.monotonic())
         if not due:
             return
+        decided = self._guard.holds
         await self._ledger.make_durable()
+        await self._guard.refresh()
         for start in range(0, len(due), limits.DELETE_BATCH):
             batch = due[start : start + limits.DELETE_BATCH]
-            strays = [sequence for sequence in batch if self._ledger.is_stray(sequence)]
-            if strays:
-                await trio.to_thread.run_sync(self._pool.delete, strays)
-            self._found.drop(batch)
-            self.deleted += len(strays)
+            async with self._guard.deleting(batch, decided) as allowed:
+                strays = [sequence for sequence in allowed if self._ledger.is_stray(sequence)]
+                if strays:
+                    await trio.to_thread.run_sync(self._pool.delete, strays)
+                if allowed:
+                    self._found.drop(batch)
+                self.deleted += len(strays)

@@ -20,6 +20,7 @@ from core.units import BLOCK_BYTES
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.requests import ReadMap, Space
 from metadata_server.space import limits
+from metadata_server.space.guard import Guard
 from metadata_server.space.ledger import Number, SparseSegment
 from metadata_server.tree.tree import Tree
 
@@ -40,11 +41,13 @@ class Turns(Protocol):
 class TreeLedger:
     """See `Ledger`."""
 
-    def __init__(self, tree: Tree, turns: Turns, served: Callable[[], int]) -> None:
+    def __init__(self, tree: Tree, turns: Turns, served: Callable[[], int], guard: Guard | None = None) -> None:
         """Begin a reign of the server's own session: numbers of earlier servers are nobody's from now on. `served` counts requests."""
         self._tree: Final = tree
         self._turns: Final = turns
         self._served: Final = served
+        self._guard: Final = guard or Guard()
+        self._guard.unpinned = lambda: self._transact(tree.release_held)
         self._next = self._end = 0
         self._unfinished: set[int] = set()
         self._nobody = not tree.list_sessions()
@@ -61,29 +64,43 @@ class TreeLedger:
         return self._nobody
 
     def dead_segments(self, limit: int) -> Sequence[int]:
-        """Closed without a live block, or of nobody and without one."""
+        """Closed without a live block, or of nobody and without one; but for what snapshots need."""
         self._turns.commit()
-        dead = [row.sequence for row in self._tree.dead_segments(limit)]
-        dead += [row.sequence for row in self._tree.segments_of_dead_sessions(limit) if not row.live]
+        closed = [row.sequence for row in self._tree.dead_segments(limit)]
+        while self._held_back(closed):
+            closed = [row.sequence for row in self._tree.dead_segments(limit)]
+        open_ones = [row.sequence for row in self._tree.segments_of_dead_sessions(limit) if not row.live]
+        pinned = frozenset(self._guard.pinned(open_ones))
+        dead = closed + [sequence for sequence in open_ones if sequence not in pinned]
         return sorted(sequence for sequence in dead if sequence not in self._unfinished)[:limit]
 
+    def _held_back(self, sequences: Sequence[int]) -> bool:
+        """Put pinned ones aside, so that they do not come up again and again; say whether there were any."""
+        pinned = self._guard.pinned(sequences)
+        if pinned:
+            self._transact(lambda: self._tree.hold_segments(pinned))
+        return bool(pinned)
+
     def sparse_segments(self, max_live_share: float, limit: int) -> Sequence[SparseSegment]:
-        """As the database finds them."""
+        """As the database finds them; but for what snapshots need: copying would take room and free none."""
         self._turns.commit()
-        return [
-            SparseSegment(row.sequence, row.live, row.blocks or 0, row.stored_bytes or 0)
-            for row in self._tree.sparse_segments(max_live_share, limit)
-        ]
+        found = self._tree.sparse_segments(max_live_share, limit)
+        while self._held_back([row.sequence for row in found]):
+            found = self._tree.sparse_segments(max_live_share, limit)
+        return [SparseSegment(row.sequence, row.live, row.blocks or 0, row.stored_bytes or 0) for row in found]
 
     def unsettled_segments(self, limit: int) -> Sequence[int]:
-        """Of nobody, not closed, with live blocks."""
+        """Of nobody, not closed, with live blocks or pinned."""
         self._turns.commit()
         found = self._tree.segments_of_dead_sessions(limit)
-        return sorted(row.sequence for row in found if row.live and row.sequence not in self._unfinished)
+        pinned = frozenset(self._guard.pinned([row.sequence for row in found if not row.live]))
+        wanted = [row.sequence for row in found if row.live or row.sequence in pinned]
+        return sorted(sequence for sequence in wanted if sequence not in self._unfinished)
 
     def is_stray(self, sequence: int) -> bool:
-        """Known neither by a row nor by a range."""
-        return self._tree.sequence_owner(sequence) is None and self._tree.segment(sequence) is None
+        """Known neither by a row nor by a range, and needed by no snapshot."""
+        is_known = self._tree.sequence_owner(sequence) is not None or self._tree.segment(sequence) is not None
+        return not is_known and not self._guard.is_pinned(sequence)
 
     def map_runs(self, inode: int, block: int, length: int) -> Sequence[Run]:
         """Whole pages of the map: the caller takes what it asked for."""

@@ -196,6 +196,16 @@ class Tree:
         self._rows.flush()
         return self._engine.sparse_segments(max_live_share, limit)
 
+    def hold_segments(self, sequences: list[int]) -> None:
+        """Let closed segments be neither dead nor sparse until their live count changes or `release_held`: snapshots need them."""
+        self._rows.flush()
+        self._engine.hold_segments(sequences)
+
+    def release_held(self) -> None:
+        """End all that `hold_segments` began."""
+        self._rows.flush()
+        self._engine.release_held()
+
     def segments_of_dead_sessions(self, limit: int) -> list[Segment]:
         """Give segments that are not closed and whose session is gone; `close_segment` once it is known what they hold."""
         self._rows.flush()
