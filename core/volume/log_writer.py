@@ -72,7 +72,7 @@ def new_header(keys: VolumeKeys, kind: Kind, reign: Reign, sequence: int, salt: 
     return Header(
         kind=kind,
         algorithm=keys.algorithm,
-        key_id=keys.key_id,
+        key_id=keys.newest()[0],
         pool_id=keys.pool_id,
         volume_id=keys.volume_id,
         epoch=reign.epoch,
