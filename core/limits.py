@@ -26,6 +26,14 @@ POOL_SLOTS: Final = 64
 """Key slots of one pool; opening by passphrase may try each."""
 POOL_WRITERS: Final = 256
 """Writers a pool's description lists, retired ones included."""
+POOL_KEYS: Final = 16
+"""Keys of one pool that its slots hold: the newest, and the last ones before it."""
+VOLUME_KEYS: Final = 256
+"""Keys of one volume at a time."""
+RETIRED_POINTS: Final = 1024
+"""Volumes in one record of the points at which a writer was retired."""
+KEY_REFRESH_S: Final = 30.0
+"""Whoever has a volume open learns of newer keys and of retired writers within this time and a heartbeat."""
 PASSPHRASE_BYTES: Final = 1024
 ARGON2_MEMORY_KIB: Final = 1024 * 1024
 ARGON2_ITERATIONS: Final = 16
@@ -34,6 +42,8 @@ ARGON2_LANES: Final = 16
 CHECKPOINT_ROOT_BYTES: Final = 64 * MIB
 LINEAGE: Final = 512
 """Ancestors of one clone."""
+PIN_REVERTS: Final = 256
+"""Rollbacks between a snapshot's checkpoint and its generation."""
 
 # The writer.
 BARRIER_WINDOW: Final = 1024

@@ -18,7 +18,7 @@ import numpy as np
 from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
-from core.format.checkpoint import Root
+from core.format.checkpoint import PageTable, Root
 from core.format.header import HEADER_BYTES, unpack_header
 from core.store.contract import ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES
@@ -81,6 +81,7 @@ class Checkpointer:
         self._taken_over_at = state.generation
         self._last_generation = state.checkpoint or 0
         self._roots = [state.checkpoint] if state.checkpoint is not None else []
+        self._packs = {root: _packs_of(state.pages) for root in self._roots}
 
     @property
     def segments_since(self) -> int:
@@ -173,6 +174,8 @@ class Checkpointer:
             state.condemned = condemned
         self._last_generation = capture.generation
         self._roots = [*self._roots[-1:], capture.generation]
+        self._packs[capture.generation] = _packs_of(table)
+        self._packs = {root: self._packs[root] for root in self._roots}
         self.checkpoints_written += 1
 
     def _carry(self, capture: _Capture) -> dict[int, bytes]:
@@ -204,15 +207,14 @@ class Checkpointer:
                 state.stored.pop(sequence, None)
                 state.map.live.pop(sequence, None)
         self.segments_deleted += len(deleted)
-        packs = {int(pack) for pack in np.unique(state.pages.packs)} | set(self._roots)
-        if len(self._roots) > 1:
-            packs |= {int(pack) for pack in np.unique(self._pages.read_root(self._roots[0]).pages.packs)}
+        packs = set(self._roots).union(*self._packs.values())
         collector.delete_old_checkpoints(self._store, self._names, leases, self._roots, kept, packs)
 
     def _standing(self) -> list[Kept] | None:
         """Say what snapshots and children keep; None where that cannot be told, and so nothing may go."""
         try:
             pins = standing_pins(self._store, self._names, self._keys)
+            pins |= {pin for at, pin in self._state.reverts if at > self._roots[0]}
             known = {pin: self._kept.get(pin) or self._look_at(pin) for pin in pins}
         except IntegrityError:
             return None
@@ -249,3 +251,7 @@ def mapped_and_stored(state: VolumeState) -> tuple[int, int]:
     """Give the bytes of blocks that are mapped, and of the objects that hold them; condemned ones are gone or going."""
     stored = sum(size_bytes for sequence, size_bytes in state.stored.items() if sequence not in state.condemned)
     return state.map.mapped_blocks * BLOCK_BYTES, stored
+
+
+def _packs_of(pages: PageTable) -> frozenset[int]:
+    return frozenset(np.unique(pages.packs).tolist())

@@ -7,7 +7,6 @@ Each ancestor that a clone may read from holds a CHILD record of it, which pins 
 """
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.crypto.volume import VolumeKeys
@@ -19,7 +18,7 @@ from core.pool.records import RecordStore
 from core.volume.description import Base, ImageInfo, child_key, create_description, description_key, load_description
 from core.volume.images import image_keys
 from core.volume.names import VolumeNames
-from core.volume.pins import Pin, pin_of
+from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
 from core.volume.removal import is_being_removed
 from core.volume.snapshot_records import SnapshotRecords
 from core.volume.snapshots import lease
@@ -51,14 +50,14 @@ def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
         found = SnapshotRecords(pool.store, info, keys, pool.world).get(snapshot)
         inherited = info.base.ancestors if info.base is not None and is_child(pool, info) else ()
         base = Base((*inherited, (info.volume_id, found.pin.generation)), found.pin.checkpoint)
-        ancestors = [(info, keys, found.pin)]
-        for ancestor, pin in _ancestors_pins(pool, info) if inherited else ():
+        ancestors = [(info, keys, (found.pin, *found.reverts))]
+        for ancestor, _last in inherited:
             described, ancestor_keys = load_description(pool, "", ancestor)
             held.append(leases.enter_context(lease(pool, described, ancestor_keys)))
-            ancestors.append((described, ancestor_keys, pin))
+            ancestors.append((described, ancestor_keys, _pins_of_child(pool, described, ancestor_keys, info)))
         with contextlib.ExitStack() as undo:
-            for described, ancestor_keys, pin in ancestors:
-                _put_child(pool, described, ancestor_keys, volume_id, pin)
+            for described, ancestor_keys, pins in ancestors:
+                _put_child(pool, described, ancestor_keys, volume_id, pins)
                 undo.callback(pool.store.delete, child_key(described.volume_id, volume_id))
             made = create_description(pool, name, found.size_bytes, base, volume_id)
             undo.callback(pool.store.delete, description_key(volume_id))
@@ -72,13 +71,10 @@ def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
     return made
 
 
-def _ancestors_pins(pool: Pool, info: ImageInfo) -> Iterator[tuple[bytes, Pin]]:
-    """Give every ancestor of a clone, and what the clone pins there."""
-    assert info.base is not None, "only clones have ancestors"
-    for ancestor, _last in info.base.ancestors:
-        keys = load_description(pool, "", ancestor)[1]
-        record = _records(pool, keys).get(RecordKind.CHILD, child_key(ancestor, info.volume_id))
-        yield ancestor, pin_of(record)
+def _pins_of_child(pool: Pool, ancestor: ImageInfo, keys: VolumeKeys, child: ImageInfo) -> tuple[Pin, ...]:
+    """Give what a clone pins at an ancestor."""
+    fields = _records(pool, keys).get(RecordKind.CHILD, child_key(ancestor.volume_id, child.volume_id))
+    return (pin_of(fields), *reverts_of(fields))
 
 
 def is_child(pool: Pool, info: ImageInfo) -> bool:
@@ -105,11 +101,11 @@ def forget_children(pool: Pool, volume_id: bytes, ancestors: tuple[tuple[bytes, 
         pool.store.delete(child_key(ancestor, volume_id))
 
 
-def _put_child(pool: Pool, ancestor: ImageInfo, keys: VolumeKeys, child: bytes, pin: Pin) -> None:
+def _put_child(pool: Pool, ancestor: ImageInfo, keys: VolumeKeys, child: bytes, pins: tuple[Pin, ...]) -> None:
     values: dict[str, RecordValue] = {
         "image": child,
-        "checkpoint": pin.checkpoint,
-        "generation": pin.generation,
+        **pack_pin(pins[0]),
+        "reverts": [pack_pin(each) for each in pins[1:]],
         "since": int(pool.world.now()),
     }
     _records(pool, keys).put(RecordKind.CHILD, child_key(ancestor.volume_id, child), values)

@@ -403,7 +403,7 @@ class Image:
             with self._lock:
                 segment = writer.open_segment()
                 segment.revert(pin)
-                self._state.revert_to(target)
+                self._state.revert_to(target, pin, segment.sequence)
                 self._map = self._state.map
                 self._entries_of_page = self._map.page_entries
                 writer.changed(segment)

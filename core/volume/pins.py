@@ -3,12 +3,15 @@
 Pure, but for `standing_pins`, which reads the records. Any thread.
 """
 
+import contextlib
 from dataclasses import dataclass
+from typing import Final
 
+from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
 from core.format.checkpoint import Root
-from core.format.record import RecordFields, RecordKind, open_record, volume_record_keys
+from core.format.record import RecordFields, RecordKeys, RecordKind, RecordValue, open_record, volume_record_keys
 from core.store.contract import ObjectMissingError, Store
 from core.volume.names import VolumeNames
 
@@ -21,8 +24,9 @@ class Pin:
     generation: int
 
 
-EVERYTHING = Pin(0, 0)
+EVERYTHING: Final = Pin(0, 0)
 """The pin of a reader that does not know yet what it will need."""
+_LOOKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,33 @@ def pin_of(fields: RecordFields) -> Pin:
     return pin
 
 
-def standing_pins(store: Store, names: VolumeNames, keys: VolumeKeys) -> list[Pin]:
-    """Give the pins of a volume's snapshots and children. IntegrityError if one cannot be read: then nothing may be deleted."""
-    record_keys = volume_record_keys(keys)
-    pins = []
+def reverts_of(fields: RecordFields) -> tuple[Pin, ...]:
+    """Read the pins that reverts between a record's checkpoint and its generation go back to; they are needed as well."""
+    if not fields.has("reverts"):
+        return ()
+    return tuple(pin_of(each) for each in fields.children("reverts", limits.PIN_REVERTS))
+
+
+def pack_pin(pin: Pin) -> dict[str, RecordValue]:
+    """Give the fields that `pin_of` reads."""
+    return {"checkpoint": pin.checkpoint, "generation": pin.generation}
+
+
+def standing_pins(store: Store, names: VolumeNames, keys: VolumeKeys) -> set[Pin]:
+    """Give the pins of a volume's snapshots and children. IntegrityError if one cannot be told: then nothing may be deleted.
+
+    A record that goes between the listing and the look at it may stand under another name since: everything is looked at again then.
+    """
+    for _ in range(_LOOKS):
+        with contextlib.suppress(ObjectMissingError):
+            return _listed_pins(store, names, volume_record_keys(keys))
+    raise IntegrityError(f"records below {names.snapshots} come and go while they are read")
+
+
+def _listed_pins(store: Store, names: VolumeNames, keys: RecordKeys) -> set[Pin]:
+    pins: set[Pin] = set()
     for prefix, kind in ((names.snapshots, RecordKind.SNAPSHOT), (names.children, RecordKind.CHILD)):
         for info in list(store.list(prefix)):
-            try:
-                data = store.get(info.key)
-            except ObjectMissingError:
-                continue
-            pins.append(pin_of(open_record(record_keys, kind, info.key, data)))
+            fields = open_record(keys, kind, info.key, store.get(info.key))
+            pins |= {pin_of(fields), *reverts_of(fields)}
     return pins

@@ -49,14 +49,18 @@ class VolumeState:
     """(epoch, sequence) of the barriers replayed, ascending."""
     recovered: list[tuple[int, int]] = field(default_factory=list)
     """(epoch, frames) of the recovery segments replayed, in order."""
+    reverts: list[tuple[int, Pin]] = field(default_factory=list)
+    """(sequence, pin) of the reverts since the checkpoint, and of those that replaying them meets: needed to replay the log again."""
 
     def use_pages(self, pages: PageTable) -> None:
         """Take the page table of a newer checkpoint."""
         self.pages = pages
         self.map.stored = pages
 
-    def revert_to(self, target: "VolumeState") -> None:
-        """Take size and map of an older state of this volume; the log, and what stands in the store, stay as they are."""
+    def revert_to(self, target: "VolumeState", pin: Pin, sequence: int) -> None:
+        """Take size and map of an older state of this volume, that of `pin`, as the log's object at `sequence` says; the log, and what
+        stands in the store, stay as they are."""
+        self.reverts += [(sequence, each) for each in (pin, *(older for _, older in target.reverts))]
         known = {**dict.fromkeys(self.stored, 0), **dict.fromkeys(self.map.live, 0)}
         target.map.live = {**known, **target.map.live}
         self.condemned = {each: since for each, since in self.condemned.items() if not target.map.live.get(each)}
@@ -215,7 +219,8 @@ def _apply_records(state: VolumeState, sequence: int, frame: int, records: Itera
         if record.kind is RecordKind.RESIZE:
             resize_state(state, record.start, pages)
         elif record.kind is RecordKind.REVERT:
-            state.revert_to(load_pinned(log, Pin(record.count, record.start)))
+            pin = Pin(record.count, record.start)
+            state.revert_to(load_pinned(log, pin), pin, sequence)
         elif record.count:
             load_pages(state, pages, record.start, record.count)
             if record.kind in PLACING:

@@ -17,7 +17,7 @@ from core.pool.records import RecordStore
 from core.store.contract import ObjectExistsError, Store
 from core.volume.description import ImageInfo
 from core.volume.names import VolumeNames
-from core.volume.pins import Pin, pin_of
+from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
 from core.world import World
 
 ID_BYTES: Final = 16
@@ -35,6 +35,8 @@ class Snapshot:
     created: int
     protected: bool = False
     group: bytes | None = None
+    reverts: tuple[Pin, ...] = ()
+    """States that rollbacks in the log between the pin's two ends went back to: they stay as long as this one."""
 
 
 class SnapshotRecords:
@@ -114,8 +116,8 @@ def _values(snapshot: Snapshot) -> dict[str, RecordValue]:
     return {
         "name": snapshot.name,
         "id": snapshot.id,
-        "checkpoint": snapshot.pin.checkpoint,
-        "generation": snapshot.pin.generation,
+        **pack_pin(snapshot.pin),
+        "reverts": [pack_pin(each) for each in snapshot.reverts],
         "size_bytes": snapshot.size_bytes,
         "created": snapshot.created,
         "protected": snapshot.protected,
@@ -132,4 +134,5 @@ def _read(fields: RecordFields) -> Snapshot:
         fields.integer("created"),
         fields.flag("protected"),
         fields.blob("group", ID_BYTES) if fields.has("group") else None,
+        reverts_of(fields),
     )

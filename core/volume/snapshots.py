@@ -91,6 +91,7 @@ def pin_newest(
                 created=int(pool.world.now()),
                 protected=protect,
                 group=group,
+                reverts=tuple(dict.fromkeys(each for _, each in state.reverts)),
             )
             records.put(snapshot)
             if held():
