@@ -59,12 +59,16 @@ class Decision:
 
 Choices = Mapping[int, str]
 """Number of a decision → who goes on there."""
+Chooser = Callable[[tuple[str, ...], str], str]
+"""Of those who can go on, and who would usually: who does."""
 
 
 class Scheduler:
     """One run. Only the thread that holds the turn touches it."""
 
-    def __init__(self, choices: Choices) -> None:
+    def __init__(self, choices: Choices, chooser: Chooser | None = None) -> None:
+        """`chooser` decides where `choices` say nothing, a seeded one for example."""
+        self._chooser = chooser
         self.calls: list[Call] = []
         self.decisions: list[Decision] = []
         self.now = START_S
@@ -119,6 +123,10 @@ class Scheduler:
         """Let time pass, as a step that the schedule orders among the calls."""
         self.point("time", f"+{seconds:g}s")
         self.now += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, as `time.sleep` does."""
+        self.wait(lambda: False, seconds)
 
     def adopt(self, task: Task) -> None:
         """Take a new thread among the others; it runs when its turn comes."""
@@ -257,6 +265,8 @@ class Scheduler:
         if len(enabled) == 1:
             return enabled[0]
         usual = running if running in enabled else enabled[0]
+        if self._chooser is not None:
+            usual = self._chooser(enabled, usual)
         chosen = self._choices.get(len(self.decisions), usual)
         assert chosen in enabled, (
             f"decision {len(self.decisions)}: {chosen} cannot go on; the story is not deterministic"
