@@ -156,7 +156,8 @@ class Checkpointer:
         with self._lock:
             published = dict(state.stored)  # copied in one step: segments are published without this lock
             stored = {sequence: size for sequence, size in published.items() if sequence <= capture.generation}
-            condemned = collector.condemn(capture.live, state.condemned, capture.generation, self._base)
+            live = {**dict.fromkeys(stored, 0), **capture.live}  # a segment of trims alone was no object yet at the capture
+            condemned = collector.condemn(live, state.condemned, capture.generation, self._base)
         root = Root(
             generation=capture.generation,
             epoch=self._writer.reign.epoch,
@@ -164,7 +165,7 @@ class Checkpointer:
             log_digest=capture.last.digest if capture.last is not None else self._writer.reign.previous_digest,
             size_bytes=capture.size_bytes,
             pages=table,
-            live=capture.live,
+            live=live,
             stored=stored,
             condemned=condemned,
         )
