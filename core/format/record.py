@@ -61,6 +61,11 @@ class RecordKind(IntEnum):
         """Whether a record of this kind needs a writer's signature; the rest, a reader can write too."""
         return self not in (RecordKind.LEASE, RecordKind.SLOT_INFO)
 
+    @property
+    def historic(self) -> bool:
+        """Whether a record of this kind is part of a chain and never signed again: it outlives its writer's retirement."""
+        return self in (RecordKind.MANIFEST, RecordKind.FORGOTTEN, RecordKind.CONDEMNED)
+
 
 @dataclass(frozen=True, repr=False, slots=True)
 class RecordKeys:
@@ -165,6 +170,13 @@ class RecordFields:
             raise self._bad(name, f"a list of at most {at_most} maps")
         return [RecordFields(each, f"{self.what}, {name}[{index}]") for index, each in enumerate(value)]
 
+    def child(self, name: str) -> "RecordFields":
+        """Give the map called `name`."""
+        value = self._values.get(name)
+        if not isinstance(value, dict):
+            raise self._bad(name, "a map")
+        return RecordFields(value, f"{self.what}, {name}")
+
     def has(self, name: str) -> bool:
         """Say whether `name` is there and is not None."""
         return self._values.get(name) is not None
@@ -216,7 +228,8 @@ def open_record(keys: RecordKeys, kind: RecordKind, store_key: str, data: Buffer
         keys.verifiers.verify(
             record_writer_id(header), data[end:], _signed(keys.pool_id, store_key, data[:end]), store_key
         )
-        keys.verifiers.admit_record(record_writer_id(header), store_key)
+        if not kind.historic:
+            keys.verifiers.admit_record(record_writer_id(header), store_key)
     try:
         plaintext = _aead(secret, header).open(0, data[HEADER_BYTES:end], _aad(keys.pool_id, store_key, header))
     except InvalidTag:

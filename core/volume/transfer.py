@@ -43,7 +43,7 @@ def import_file(pool: Pool, name: str, source: Path, options: ImageOptions, prog
         size_bytes = os.lseek(file.fileno(), 0, os.SEEK_END)
         if size_bytes == 0:
             raise UsageError(f"{source} is empty; an image has at least one byte")
-        with _provisional_image(pool, name, size_bytes, options) as image:
+        with provisional_image(pool, name, size_bytes, options) as image:
             for offset, length in data_ranges(file.fileno(), size_bytes):
                 for part in _chunks(offset, length):
                     data = os.pread(file.fileno(), part[1], part[0])
@@ -57,7 +57,7 @@ def import_file(pool: Pool, name: str, source: Path, options: ImageOptions, prog
 
 def import_stream(pool: Pool, name: str, source: Readable, options: ImageOptions, progress: Progress) -> int:
     """Make an image of a stream whose length nobody knows before its end. Gives its size in bytes."""
-    with _provisional_image(pool, name, GIB, options) as image:
+    with provisional_image(pool, name, GIB, options) as image:
         offset = 0
         while data := _read_full(source):
             if offset + len(data) > image.size_bytes:
@@ -157,7 +157,7 @@ def written_aside(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _provisional_image(pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> Iterator[Image]:
+def provisional_image(pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> Iterator[Image]:
     """Give an empty image that gets `name` once the block ended well and all is durable; else it is removed."""
     pool.names.check_free(name)
     provisional = _provisional_name(name, pool.world.random_bytes(4).hex())
