@@ -2,11 +2,13 @@
 
 Each ancestor that a clone may read from holds a CHILD record of it, which pins there what the clone began with (docs/format.md, "Clones").
 
-5. *Live stays.* A clone is made under leases on all its ancestors: child records, then description, then name; then leases and ancestors
-   are looked at again. Who removes a volume notes that first and then looks for children (`removal`): one of the two sees the other.
+5. *Live stays.* A clone is made under leases on all its ancestors: child records; then a look whether an ancestor is being removed; then
+   description and name. Who removes a volume notes that first and then looks for children (`removal`): one of the two sees the other.
+   Who sweeps child records without a clone leaves those of an ancestor with a living lease; so leases are looked at once more at the end.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.crypto.volume import VolumeKeys
@@ -59,16 +61,21 @@ def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
             for described, ancestor_keys, pins in ancestors:
                 _put_child(pool, described, ancestor_keys, volume_id, pins)
                 undo.callback(pool.store.delete, child_key(described.volume_id, volume_id))
-            made = create_description(pool, name, found.size_bytes, base, volume_id)
-            undo.callback(pool.store.delete, description_key(volume_id))
-            undo.callback(pool.names.remove, volume_id)
-            if not all(each() for each in held):
-                raise StoreError(_LOST.format(url=pool.store.url))
+            _check_held(held, pool)
             for described, _, _ in ancestors:
                 if is_being_removed(pool, described.volume_id):
                     raise LockedError(f"image {image!r}, or one it was cloned from, is being removed at this moment")
+            made = create_description(pool, name, found.size_bytes, base, volume_id)
+            undo.callback(pool.store.delete, description_key(volume_id))
+            undo.callback(pool.names.remove, volume_id)
+            _check_held(held, pool)
             undo.pop_all()
     return made
+
+
+def _check_held(held: list[Callable[[], bool]], pool: Pool) -> None:
+    if not all(each() for each in held):
+        raise StoreError(_LOST.format(url=pool.store.url))
 
 
 def _pins_of_child(pool: Pool, ancestor: ImageInfo, keys: VolumeKeys, child: ImageInfo) -> tuple[Pin, ...]:
