@@ -76,7 +76,12 @@ class KeyRing:
         if self._partial:
             self.load()
         with self._lock:
-            return self._sealing, self._keys[self._sealing]
+            found = self._keys.get(self._sealing)
+            if found is None:
+                raise IntegrityError(
+                    "every key that is known here was retired, and the store shows no newer one: it hides them"
+                )
+            return self._sealing, found
 
     def find(self, key_id: int) -> bytes | None:
         """Give the key with this id; one that is not known is looked for in the store first."""

@@ -55,6 +55,10 @@ class Verifiers:
                 f"the pool does not list the writer {bytes(writer_id).hex()}, whose key was given; nobody would believe what it signs"
             )
 
+    def is_retired(self, writer_id: bytes) -> bool:  # noqa: ARG002  # nobody is, in a list that never changes
+        """Say whether `writer_id` was a writer and signs nothing any more."""
+        return False
+
     def admit_object(self, writer_id: bytes, volume_id: bytes, sequence: int, what: str) -> None:
         """Return if this writer may have signed an object of `volume_id` at `sequence`; otherwise raise IntegrityError naming `what`."""
 

@@ -1,5 +1,8 @@
 """Wrapping of a pool's keys under a secret that a person holds: a key file's bytes or a passphrase. Pure functions.
 
+The person's secret wraps a *member key*, and that wraps the pool's keys (the *grant*): so an owner, who can open a copy of every member key
+(the *escrow*), gives everybody the pool's next key without knowing anybody's secret.
+
 A passphrase is stretched with Argon2id (RFC 9106); its cost stands in the slot and is bounded before it is spent.
 """
 
@@ -10,11 +13,13 @@ from typing import Final
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from core import limits
-from core.crypto.aead import Aead, Algorithm, InvalidTag
+from core.crypto.aead import TAG_BYTES, Aead, Algorithm, Buffer, InvalidTag
 from core.crypto.derive import KEY_BYTES, derive_key
 from core.errors import IntegrityError
 
 SLOT_SALT_BYTES: Final = 16
+MEMBER_ID_BYTES: Final = 16
+ESCROW_BYTES: Final = SLOT_SALT_BYTES + KEY_BYTES + TAG_BYTES
 _CONTEXT: Final = "blockyard 2026 key slot v1"
 
 
@@ -83,3 +88,25 @@ def _committed(secret: bytes, header: bytes) -> bytes:
     # An AEAD tag alone lets one ciphertext open under several keys; a stored digest of the key ends that, and with it
     # the guessing of many passphrases with one forged slot (partitioning oracles).
     return derive_key(secret, "blockyard 2026 key slot commitment v1", header)
+
+
+def member_id_of(member_key: bytes) -> bytes:
+    """Give the 16 bytes by which the pool's signed description knows a member key."""
+    return derive_key(member_key, "blockyard 2026 slot member v1")[:MEMBER_ID_BYTES]
+
+
+def seal_salted(secret: bytes, context: str, salt: bytes, plaintext: bytes, aad: Buffer) -> bytes:
+    """Seal under a key of its own, made of a secret and a fresh 16-byte salt, which stands before the sealed bytes."""
+    assert len(salt) == SLOT_SALT_BYTES, "the salt is drawn by us"
+    return salt + Aead(Algorithm.AES_256_GCM, derive_key(secret, context, salt)).seal(0, plaintext, aad)
+
+
+def open_salted(secret: bytes, context: str, sealed: bytes, aad: Buffer) -> bytes | None:
+    """Give what `seal_salted` sealed; None if the secret is another one or the bytes were altered."""
+    salt, body = sealed[:SLOT_SALT_BYTES], sealed[SLOT_SALT_BYTES:]
+    if len(body) < TAG_BYTES:
+        return None
+    try:
+        return Aead(Algorithm.AES_256_GCM, derive_key(secret, context, salt)).open(0, body, aad)
+    except InvalidTag:
+        return None

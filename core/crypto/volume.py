@@ -11,9 +11,9 @@ from core.crypto.signature import Signer, Verifiers
 class VolumeKeys:
     """The keys of one image or filesystem of a pool. `signer` is None for a reader, who cannot write (or forge).
 
-    `key` is one of the volume's keys. A volume whose key was rotated has more; they are in `ring`, which everybody who holds these keys
-    shares, and which learns newer ones while the volume is open. Seal under `newest`; open with what `find` gives for the id that a
-    header names.
+    `key` is the volume's first key, and stays so: what names are derived from. A volume whose key was rotated has more; they are in
+    `ring`, which everybody who holds these keys shares, and which learns newer ones while the volume is open. Seal under `newest`; open
+    with what `find` gives for the id that a header names.
     """
 
     pool_id: bytes

@@ -35,6 +35,8 @@ class Kind(IntEnum):
 
 
 LOG_KINDS: Final = (Kind.SEGMENT, Kind.BARRIER, Kind.RECOVERY)
+_ORDERED_KINDS: Final = (*LOG_KINDS, Kind.PAGES, Kind.ROOT)
+"""Objects whose sequence is a place in the volume's log: they tell whether a retired writer may have signed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ def check_header(header: Header, keys: VolumeKeys, kinds: tuple[Kind, ...], sequ
         raise IntegrityError(f"{what} belongs to another volume: it was swapped")
     if header.kind not in kinds or header.sequence != sequence:
         raise IntegrityError(f"{what} says it is {header.kind.name.lower()} {header.sequence}: it was swapped")
-    keys.verifiers.admit_object(header.writer_id, header.volume_id, header.sequence, what)
+    if header.kind in _ORDERED_KINDS:
+        keys.verifiers.admit_object(header.writer_id, header.volume_id, header.sequence, what)
     if keys.find(header.key_id) is None:
         raise IntegrityError(f"{what} is sealed under volume key {header.key_id}, which the volume does not have")
     if header.window and header.kind is not Kind.BARRIER:

@@ -12,7 +12,20 @@ from core.errors import NotFoundError, UsageError
 from core.pool.key_files import SECRET_BYTES, KeyFile
 from core.pool.keys import SEED_BYTES, PoolKeys, Role
 from core.pool.pool import Pool
-from core.pool.slots import Passphrase, SlotInfo, Unlock, list_slots, new_slot_id, put_slot, remove_slot
+from core.pool.slots import (
+    Membership,
+    Passphrase,
+    SlotInfo,
+    Unlock,
+    draw_membership,
+    find_slot,
+    list_slots,
+    new_slot_id,
+    put_slot,
+    read_grant,
+    regrant,
+    remove_slot,
+)
 
 NewOpener = Passphrase | Callable[[KeyFile], None]
 """What will open a new slot: a passphrase, or a function that stores the new key file before the slot exists."""
@@ -20,7 +33,7 @@ NewOpener = Passphrase | Callable[[KeyFile], None]
 
 def slots_of(pool: Pool) -> list[SlotInfo]:
     """Describe the slots of the pool, oldest first."""
-    return list_slots(pool.store, pool.keys)
+    return list_slots(pool.store, pool.keys, pool.ring)
 
 
 def add_slot(pool: Pool, opener: NewOpener, role: Role, label: str = "") -> SlotInfo:
@@ -34,7 +47,16 @@ def add_slot(pool: Pool, opener: NewOpener, role: Role, label: str = "") -> Slot
     if seed is not None:
         public_key = Signer(seed).public_key
         pool.change_writers(lambda description: description.with_writer(public_key, pool.world.now()))
-    return _put(pool, pool.keys.for_role(role, seed), opener, label)
+    member = draw_membership(pool.keys, pool.world)
+    pool.change(lambda description: description.with_member(member.id, role))
+    keys = pool.keys.with_generations(_generations(pool)).for_role(role, seed)
+    return _put(pool, keys, opener, member, label)
+
+
+def _generations(pool: Pool) -> dict[int, bytes]:
+    """Give every key of the pool, those that came since it was opened included."""
+    pool.ring.load()
+    return {key_id: key for key_id in pool.ring.ids if (key := pool.ring.find(key_id)) is not None}
 
 
 def rotate_slot(pool: Pool, opener: NewOpener, between: Callable[[], None] | None = None) -> SlotInfo:
@@ -45,19 +67,44 @@ def rotate_slot(pool: Pool, opener: NewOpener, between: Callable[[], None] | Non
     """
     label = next((each.label for each in slots_of(pool) if each.id == pool.slot_id), "")
     old = pool.slot_id
-    info = _put(pool, pool.keys, opener, label)
+    member = pool.member or _become_member(pool)
+    keys = pool.keys.with_generations(_generations(pool))
+    info = _put(pool, keys, opener, member, label)
     if between is not None:
         between()
-    pool.adopt_slot(info.id, info.kind)
+    _follow_rotation(pool, old, info.id, member, keys)
+    pool.adopt_slot(info.id, info.kind, member)
     remove_slot(pool.store, old)
     return info
+
+
+def _become_member(pool: Pool) -> Membership:
+    """Give the holder of a slot that an older program made a member key; an owner alone can."""
+    if pool.role is not Role.OWNER:
+        raise UsageError(
+            "this key slot was made by an older program: ask an owner for a new one (`blockyard key add`, then `blockyard key rm`)"
+        )
+    member = draw_membership(pool.keys, pool.world)
+    pool.change(lambda description: description.with_member(member.id, Role.OWNER))
+    return member
+
+
+def _follow_rotation(pool: Pool, old: str, new: str, member: Membership, keys: PoolKeys) -> None:
+    """Hand the new slot what a rotation of the pool's key gave the old one since it was read. (It looks for new slots, too.)"""
+    before, after = find_slot(pool.store, old), find_slot(pool.store, new)
+    if before is None or after is None or before.escrow != member.escrow:
+        return
+    newest = read_grant(before, old, member)
+    if newest.key_id > keys.key_id:
+        regrant(pool.store, new, after, member, newest, pool.world)
 
 
 def drop_slot(pool: Pool, slot_id: str) -> SlotInfo:
     """Remove a slot and retire its signing key; give what it was. Needs an owner's key; durable on return.
 
-    The last slot and the last owner's slot are refused. What the slot's holder signed stays valid; who kept a copy of the
-    pool's keys out of it is stopped only by a new pool.
+    The last slot and the last owner's slot are refused. What the slot's holder signed stays valid until their retirement is finished
+    (core.volume.retirement); who kept a copy of the pool's keys out of it is stopped by a rotation (core.pool.rotation). The holder is no
+    member from the first moment on, so a rotation that runs at the same time gives them nothing.
     """
     pool.keys.admin()
     slots = slots_of(pool)
@@ -70,18 +117,30 @@ def drop_slot(pool: Pool, slot_id: str) -> SlotInfo:
         raise UsageError(
             "this is the last owner's slot; without it nobody could manage the keys. Add another one first"
         )
+    member, writer_id = found.member, found.writer_id
+    if member is not None and not any(each.member == member for each in slots if each is not found):
+        pool.change(lambda description: description.without_member(member))
     remove_slot(pool.store, slot_id)
-    writer_id = found.writer_id
-    if writer_id is not None:
-        pool.change_writers(lambda description: description.without_writer(writer_id, pool.world.now()))
+    if writer_id is not None and not any(each.writer_id == writer_id for each in slots if each is not found):
+        pool.change(lambda description: description.without_writer(writer_id, pool.world.now()))
     return found
 
 
-def _put(pool: Pool, keys: PoolKeys, opener: NewOpener, label: str) -> SlotInfo:
+def _put(pool: Pool, keys: PoolKeys, opener: NewOpener, member: Membership, label: str) -> SlotInfo:
     slot_id = new_slot_id(pool.world)
     if isinstance(opener, Passphrase):
         unlock: Unlock = opener
     else:
         unlock = KeyFile(pool.id, slot_id, keys.role, pool.world.random_bytes(SECRET_BYTES))
         opener(unlock)
-    return put_slot(pool.store, slot_id, keys, unlock, label=label, algorithm=pool.algorithm, world=pool.world)
+    return put_slot(
+        pool.store,
+        slot_id,
+        keys,
+        unlock,
+        member,
+        label=label,
+        algorithm=pool.algorithm,
+        world=pool.world,
+        secrets=pool.ring,
+    )

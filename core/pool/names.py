@@ -1,15 +1,23 @@
 """Names of volumes: sealed records under keyed hashes, so that the store learns no name. Stateless; any thread.
 
-Images, filesystems and the vault share one space of names. Invariants: (a) a name is put only if absent, so it means one volume; (b) a renamed
-volume has its new name before it loses the old one; of two names of one volume the one with more renames counts, and the other is
-what a crash left behind.
+Images, filesystems and the vault share one space of names. Invariants: (a) a name is put only if absent, so it means one volume;
+(b) a renamed volume has its new name before it loses the old one; of two names of one volume the one with more renames counts, and the
+other is what a crash left behind.
+
+While the pool's key changes (core.pool.rotation), a name may stand under the hash of any key of the pool. (c) Who puts a name under one
+hash looks at the others first, and again after asking which key seals now; (d) who removes a name removes it under every hash, asks
+which key seals now, and does it again if that changed; (e) who moves a name puts the new record, sees that the old one is still there
+(else takes the new one back), and removes the old one. So a name is neither given twice nor comes back.
 """
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, cast
 
 from core.config import check_image_name
+from core.crypto.rings import KeyRing
 from core.errors import AlreadyExistsError, IntegrityError, NotFoundError, UsageError
 from core.format.record import RecordFields, RecordKind, RecordValue
 from core.pool.keys import PoolKeys
@@ -18,6 +26,7 @@ from core.store.contract import ObjectExistsError, Store
 
 PREFIX: Final = "name/"
 VOLUME_ID_BYTES: Final = 16
+_TRIES: Final = 2
 
 
 class VolumeKind(Enum):
@@ -51,27 +60,42 @@ _VERBS: Final = {
 
 
 class Names:
-    """The names of one pool."""
+    """The names of one pool. `ring` has the pool's keys; `follow` learns which of them seals now."""
 
-    def __init__(self, store: Store, records: RecordStore, keys: PoolKeys) -> None:
+    def __init__(
+        self, store: Store, records: RecordStore, keys: PoolKeys, ring: KeyRing, follow: Callable[[], None]
+    ) -> None:
         self._store = store
         self._records = records
         self._keys = keys
+        self._ring = ring
+        self._follow = follow
 
     def key(self, name: str) -> str:
         """Give the store key of a name."""
-        return PREFIX + self._keys.name_hash(name)
+        return PREFIX + self._keys.name_hash(name, self._ring.newest()[1])
+
+    def _places(self, name: str) -> list[str]:
+        """Give every store key that a name may stand under: where it is put first, then by the other keys, newest first."""
+        first = self.key(name)
+        pool_keys = (self._ring.find(key_id) for key_id in reversed(self._ring.ids))
+        others = (PREFIX + self._keys.name_hash(name, each) for each in pool_keys if each is not None)
+        return [first, *(each for each in others if each != first)]
 
     def find(self, name: str) -> Name | None:
         """Look a name up, whatever it leads to; None if nothing has it."""
         check_image_name(name)
-        fields = self._records.find(RecordKind.NAME, self.key(name))
-        if fields is None:
-            return None
-        found = _read(fields)
-        if found.name != name:
-            raise IntegrityError(f"{fields.what} holds another name than it is stored under: it was swapped")
-        return found
+        for place in self._places(name):
+            found = self._at(place)
+            if found is not None:
+                if found.name != name:
+                    raise IntegrityError(f"{place} holds another name than it is stored under: it was swapped")
+                return found
+        return None
+
+    def _at(self, place: str) -> Name | None:
+        fields = self._records.find(RecordKind.NAME, place)
+        return None if fields is None else _read(fields)
 
     def get(self, name: str, kind: VolumeKind = VolumeKind.IMAGE) -> Name:
         """Look a name up; NotFoundError if nothing has it, UsageError if it leads to another kind of volume."""
@@ -107,14 +131,29 @@ class Names:
         values: dict[str, RecordValue] = {"name": name, "image": volume_id, "renames": renames}
         if kind is not VolumeKind.IMAGE:
             values["kind"] = kind.value
-        for _ in range(2):
+        self._follow()
+        for _ in range(_TRIES):
+            place = self.key(name)
             try:
-                self._records.put(RecordKind.NAME, self.key(name), values)
-                return Name(name, volume_id, renames, kind)
+                if self._elsewhere(name, place, volume_id) is None:
+                    self._records.put(RecordKind.NAME, place, values)
+                    self._follow()
+                    if self._elsewhere(name, place, volume_id) is None:
+                        return Name(name, volume_id, renames, kind)
+                    self._store.delete(place)  # (c): somebody gave the name away under another hash meanwhile
             except ObjectExistsError:
-                if not self._drop_if_stale(name):
-                    break
+                pass
+            if not self._drop_if_stale(name):
+                break
         raise self._taken(self.find(name) or Name(name, volume_id, renames, kind))
+
+    def _elsewhere(self, name: str, place: str, volume_id: bytes) -> Name | None:
+        """Find another volume that has this name under another hash than that of `place`."""
+        for other in self._places(name):
+            found = self._at(other) if other != place else None
+            if found is not None and found.volume_id != volume_id:
+                return found
+        return None
 
     def rename(self, old: str, new: str, kind: VolumeKind = VolumeKind.IMAGE) -> None:
         """Give the volume called `old` the name `new`. After a crash it has one of the two, or both until the next try."""
@@ -124,21 +163,67 @@ class Names:
             raise AlreadyExistsError(f"the {kind.value} is called {old!r} already")
         if taken is None or taken.volume_id != current.volume_id or taken.renames < current.renames:
             self.add(new, current.volume_id, current.renames + 1, kind)
-        self._store.delete(self.key(old))
+        self._erase(old)
 
     def remove(self, volume_id: bytes) -> None:
         """Remove every name of a volume, stale ones first; durable on return."""
         mine = sorted((each for each in self._all() if each.volume_id == volume_id), key=lambda each: each.renames)
-        for each in mine:
-            self._store.delete(self.key(each.name))
+        for each in dict.fromkeys(each.name for each in mine):
+            self._erase(each)
+
+    def _erase(self, name: str) -> None:
+        """Delete a name wherever it stands (d)."""
+        done: set[str] = set()
+        while places := [place for place in self._places(name) if place not in done]:
+            for place in places:
+                self._store.delete(place)
+            done.update(places)
+            self._follow()
+
+    def records_of(self) -> list[str]:
+        """List the store keys of all name records."""
+        return [info.key for info in self._store.list(PREFIX)]
+
+    def move(self, place: str) -> bytes | None:
+        """Put the name record under `place` where the key that seals now wants it, and sealed under that key (e).
+
+        Any number may do so at once; whatever crash leaves, the next one mends. Give the volume's id, None if the name has gone.
+        """
+        data = self._records.raw(place)
+        if data is None:
+            return None
+        fields = self._records.find(RecordKind.NAME, place)
+        if fields is None:
+            return None
+        each = _read(fields)
+        target = self.key(each.name)
+        if target == place:
+            if not self._records.is_current(data):
+                self._records.overwrite(RecordKind.NAME, place, _raw(fields))
+            return each.volume_id
+        there = self._at(target)
+        if there is not None and there.volume_id != each.volume_id:
+            # Two programs gave one name away under two keys in the same moment: the volume keeps it, with its id behind.
+            fields = RecordFields({**fields.everything(), "name": f"{each.name}.{each.volume_id.hex()[:8]}"}, place)
+            target = self.key(fields.text("name"))
+            there = self._at(target)
+        if there is None:
+            with contextlib.suppress(ObjectExistsError):
+                self._records.put(RecordKind.NAME, target, _raw(fields))
+            if self._store.head(place) is None:
+                self._store.delete(target)
+                return None
+        elif there.renames < each.renames:
+            self._records.overwrite(RecordKind.NAME, target, _raw(fields))
+        self._store.delete(place)
+        return each.volume_id
 
     def _all(self) -> list[Name]:
         found = []
         for info in self._store.list(PREFIX):
-            fields = self._records.find(RecordKind.NAME, info.key)
-            if fields is not None:  # it may have gone since it was listed
-                each = _read(fields)
-                if self.key(each.name) != info.key:
+            each = self._at(info.key)
+            if each is not None:  # it may have gone since it was listed
+                if info.key not in self._places(each.name):
                     raise IntegrityError(f"{info.key} holds another name than it is stored under: it was swapped")
                 found.append(each)
         return found
@@ -155,8 +240,12 @@ class Names:
             return True
         if not any(each.volume_id == taken.volume_id and each.renames > taken.renames for each in self._all()):
             return False
-        self._store.delete(self.key(name))
+        self._erase(name)
         return True
+
+
+def _raw(fields: RecordFields) -> dict[str, RecordValue]:
+    return cast("dict[str, RecordValue]", fields.everything())
 
 
 def _read(fields: RecordFields) -> Name:

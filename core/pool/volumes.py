@@ -1,13 +1,18 @@
 """What images, filesystems and vaults have in common: a sealed description with a wrapped key, and a name that leads to it.
 
 Stateless; any thread. A volume is its id: a name is a record that leads to it, so renaming never touches what is open.
+
+The first key of a volume is wrapped in its description, each later one in a record of its own, `<prefix>/key/<id>`, which is put only if
+absent: of two rotations at once one wins, and no key that something may be sealed under is ever written over.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from core import limits
 from core.crypto.aead import Algorithm
+from core.crypto.rings import Generations, KeyRing
 from core.crypto.volume import VolumeKeys
 from core.errors import AlreadyExistsError, IntegrityError
 from core.format.record import RecordFields, RecordKind, RecordValue
@@ -16,6 +21,7 @@ from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.pool import Pool
 
 FIRST_KEY_ID: Final = 1
+KEY_ID_HIGHEST: Final = (1 << 32) - 1
 T = TypeVar("T")
 
 
@@ -35,10 +41,19 @@ class VolumeFamily:
         """Give the store key of a volume's description."""
         return f"{self.prefix(volume_id)}/{self.kind.value}"
 
+    def keys_prefix(self, volume_id: bytes) -> str:
+        """Give the prefix of the records of a volume's later keys."""
+        return f"{self.prefix(volume_id)}/key/"
+
+    def key_key(self, volume_id: bytes, key_id: int) -> str:
+        """Give the store key of the record of one of a volume's later keys."""
+        return f"{self.keys_prefix(volume_id)}{key_id:08x}"
+
 
 IMAGES: Final = VolumeFamily(VolumeKind.IMAGE, RecordKind.IMAGE, "image")
 FILESYSTEMS: Final = VolumeFamily(VolumeKind.FILESYSTEM, RecordKind.FILESYSTEM, "fs")
 VAULTS: Final = VolumeFamily(VolumeKind.VAULT, RecordKind.VAULT, "vault")
+FAMILIES: Final = {family.kind: family for family in (IMAGES, FILESYSTEMS, VAULTS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,7 @@ def create_volume(
 
     Its id is drawn at random unless the caller drew one.
     """
-    pool.keys.require_writer(f"creating {family.kind.with_article}")
+    pool.require_writer(f"creating {family.kind.with_article}")
     pool.names.check_free(name)
     volume_id = volume_id or pool.world.random_bytes(VOLUME_ID_BYTES)
     volume = Volume(name, volume_id, int(pool.world.now()), pool.algorithm, FIRST_KEY_ID)
@@ -70,7 +85,7 @@ def create_volume(
         "created": volume.created,
         "algorithm": int(volume.algorithm),
         "key_id": volume.key_id,
-        "wrapped_key": pool.keys.wrap_volume_key(volume.volume_id, volume.key_id, key),
+        "wrapped_key": pool.wrap_volume_key(volume.volume_id, volume.key_id, key),
     }
     pool.records.put(family.record, what, values)
     try:
@@ -94,10 +109,36 @@ def load_volume(
         algorithm = Algorithm(fields.integer("algorithm"))
     except ValueError:
         raise IntegrityError(f"{what} names an algorithm that is not known: use a newer program") from None
-    key_id = fields.integer("key_id", 0, (1 << 32) - 1)
+    key_id = fields.integer("key_id", 0, KEY_ID_HIGHEST)
     volume = Volume(name, volume_id, fields.integer("created"), algorithm, key_id)
-    keys = pool.volume_keys(volume_id, key_id, algorithm, fields.blob("wrapped_key", WRAPPED_KEY_BYTES), what)
+    key = pool.unwrap_volume_key(volume_id, key_id, fields.blob("wrapped_key", WRAPPED_KEY_BYTES), what)
+    retired = fields.flag("key_retired") if fields.has("key_retired") else False
+    ring = KeyRing(
+        {} if retired else {key_id: key},
+        0 if retired else key_id,
+        lambda: later_keys(pool, family, volume_id),
+        partial=True,
+        monotonic=pool.world.monotonic,
+        every_s=limits.KEY_REFRESH_S,
+    )
+    keys = VolumeKeys(pool.id, volume_id, key_id, key, algorithm, pool.keys.writer, pool.verifiers, ring)
     return volume, keys, fields
+
+
+def later_keys(pool: Pool, family: VolumeFamily, volume_id: bytes) -> Generations:
+    """Read the keys that a volume got by rotations. IntegrityError for a record that is not what was written."""
+    found: dict[int, bytes] = {}
+    for number, info in enumerate(pool.store.list(family.keys_prefix(volume_id))):
+        if number >= limits.VOLUME_KEYS:
+            raise IntegrityError(f"{info.key}: a volume has at most {limits.VOLUME_KEYS} keys; remove what is not ours")
+        fields = pool.records.find(RecordKind.KEY, info.key)
+        if fields is not None:  # it may have been retired since it was listed
+            key_id = fields.integer("key_id", 1, KEY_ID_HIGHEST)
+            if info.key != family.key_key(volume_id, key_id):
+                raise IntegrityError(f"{info.key} holds another key than its name says: it was swapped")
+            wrapped = fields.blob("wrapped_key", WRAPPED_KEY_BYTES)
+            found[key_id] = pool.unwrap_volume_key(volume_id, key_id, wrapped, info.key)
+    return Generations(found, max(found, default=0))
 
 
 def load_all(pool: Pool, kind: VolumeKind, load: Callable[[Pool, str, bytes], T]) -> Iterator[T]:
