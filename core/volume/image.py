@@ -24,6 +24,7 @@ from core.volume.extents import Extent, entry_extents
 from core.volume.frame_reader import FrameReader
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter
+from core.volume.map_view import MapView
 from core.volume.owner_lock import OwnerLock, ReaderLease
 from core.volume.patience import Patience
 from core.volume.pins import Pin
@@ -220,6 +221,13 @@ class Image:
         """Yield what of a range is mapped and what is a hole: ascending, adjoining, neighbours of one kind merged."""
         self._check_range(offset, length)
         return entry_extents(self._map, self._entries, offset, length)
+
+    def map_view(self) -> MapView:
+        """Give the block map of this moment, for a walk over all of it."""
+        with self._lock:
+            state = self._state
+            changed = frozenset(state.map.dirty | state.map.pinned)
+            return MapView(state.size_bytes, state.pages, changed, self._entries, self._pages.lineage)
 
     # Writing.
 
@@ -525,6 +533,7 @@ class Image:
             until = self._world.monotonic() + limits.FREEZE_S
             while self._requests.stands(request) and self._world.monotonic() < until:
                 if self._closing.wait(_FREEZE_POLL_S):
+                    self._requests.withdraw()  # before anything is written: who asked must not rely on us any more
                     break
 
     def publish(self) -> int:

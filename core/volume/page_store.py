@@ -64,7 +64,7 @@ class PageStore:
     ) -> None:
         self._store = store
         self._forget = forget
-        self._lineage = Lineage(Source(names, keys), ancestors)
+        self.lineage = Lineage(Source(names, keys), ancestors)
         self._names = names
         self._keys = keys
         self._aeads: dict[int, Aead] = {}
@@ -112,7 +112,7 @@ class PageStore:
         return answer
 
     def _pack_key(self, pack: int) -> str:
-        return self._lineage.of(pack).names.pages(pack)
+        return self.lineage.of(pack).names.pages(pack)
 
     def _pack_aead(self, pack: int) -> Aead:
         aead = self._aeads.get(pack)
@@ -120,7 +120,7 @@ class PageStore:
             key = self._pack_key(pack)
             packed = self._store.get_range(key, 0, HEADER_BYTES)
             header = unpack_header(packed, key)
-            keys = self._lineage.of(pack).keys
+            keys = self.lineage.of(pack).keys
             check_header(header, keys, (Kind.PAGES,), pack, key)
             aead = object_aead(keys, header, packed)
             with self._lock:

@@ -1,0 +1,23 @@
+"""The block map of an open image as a whole, for those who walk it. Values; any thread."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.format.checkpoint import PageTable
+from core.volume.block_map import Entries
+from core.volume.lineage import Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class MapView:
+    """A state's map: what its checkpoint holds, except for the pages that `changed` names, and where its entries point.
+
+    `entries(block, count)` copies entries out, loading the pages it needs. One answer for one state needs an image that does not change
+    meanwhile: one opened read-only and not refreshed.
+    """
+
+    size_bytes: int
+    pages: PageTable
+    changed: frozenset[int]
+    entries: Callable[[int, int], Entries]
+    lineage: Lineage
