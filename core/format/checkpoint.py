@@ -101,7 +101,8 @@ class Root:
     """A checkpoint: the image's state after the log up to `generation`.
 
     `next_sequence` is where the log goes on, `log_digest` the digest its next object carries, `live` the blocks that each segment still
-    holds, `stored` the bytes of each segment object, `condemned` the segments without live blocks and the generation that found them so.
+    holds, `stored` the bytes of each segment object, `condemned` the segments without live blocks and the generation that found them so,
+    `blocks` the blocks that each segment was written with, live or not (unknown for one of an older program's root).
     """
 
     generation: int
@@ -113,6 +114,7 @@ class Root:
     live: dict[int, int] = field(default_factory=dict)
     stored: dict[int, int] = field(default_factory=dict)
     condemned: dict[int, int] = field(default_factory=dict)
+    blocks: dict[int, int] = field(default_factory=dict)
 
 
 def pack_root(root: Root) -> bytes:
@@ -133,6 +135,7 @@ def pack_root(root: Root) -> bytes:
             "live": _pack_counts(root.live),
             "stored": _pack_counts(root.stored),
             "condemned": _pack_counts(root.condemned),
+            **({"blocks": _pack_counts(root.blocks)} if root.blocks else {}),
         }
     )
     return payload
@@ -166,6 +169,7 @@ def unpack_root(payload: bytes, what: str) -> Root:
             live=_unpack_counts(fields["live"]),
             stored=_unpack_counts(fields["stored"]),
             condemned=_unpack_counts(fields["condemned"]),
+            blocks=_unpack_counts(fields["blocks"]) if "blocks" in fields else {},
         )
     except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
         raise IntegrityError(f"{what} does not hold a checkpoint: {error}") from None

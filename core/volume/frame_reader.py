@@ -110,6 +110,11 @@ class FrameReader:
         self._loading: dict[int, Future[_Table]] = {}
         self._flights: dict[int, threading.Event] = {}
 
+    def aside(self, cache: FrameCache) -> "FrameReader":
+        """Give a reader of the same volume that keeps what it reads in a cache of its own."""
+        ancestors = self._lineage.ancestors
+        return FrameReader(self._store, self._names, self._keys, self._live, cache, self._forget, ancestors=ancestors)
+
     # Tables.
 
     def add_growing(self, sequence: int, frames: FrameTable, aead: Aead, file: GrowingFile) -> None:

@@ -194,6 +194,7 @@ class _Opening:
         def note(segment: LiveSegment) -> None:
             self._reader.add_published(segment.sequence, segment.table, segment.aead)
             state.stored[segment.sequence] = segment.size_bytes
+            state.blocks[segment.sequence] = segment.used_blocks
             state.map.live.setdefault(segment.sequence, 0)
             state.generation = segment.sequence
             self._live.pop(segment.sequence, None)

@@ -45,6 +45,7 @@ class VolumeState:
     checkpoint: int | None = None
     stored: dict[int, int] = field(default_factory=dict)
     condemned: dict[int, int] = field(default_factory=dict)
+    blocks: dict[int, int] = field(default_factory=dict)
     barriers: list[tuple[int, int]] = field(default_factory=list)
     """(epoch, sequence) of the barriers replayed, ascending."""
     recovered: list[tuple[int, int]] = field(default_factory=list)
@@ -94,9 +95,9 @@ def load_pages(state: VolumeState, store: PageStore, block: int, count: int) -> 
             state.map.install(page, data)
 
 
-def load_state(log: Log) -> VolumeState:
-    """Load the newest checkpoint; a volume without one begins at its beginning."""
-    roots = log.pages.list_roots()
+def load_state(log: Log, *, until: int | None = None) -> VolumeState:
+    """Load the newest checkpoint (up to and including generation `until`); a volume without one begins at its beginning."""
+    roots = [each for each in log.pages.list_roots() if until is None or each <= until]
     return _state_of(log.pages.read_root(roots[-1])) if roots else log.begin()
 
 
@@ -123,6 +124,7 @@ def _state_of(root: Root) -> VolumeState:
         checkpoint=root.generation,
         stored=root.stored,
         condemned=root.condemned,
+        blocks=root.blocks,
     )
 
 
@@ -198,6 +200,7 @@ def apply_object(state: VolumeState, item: LogObject, log: Log) -> None:
             state.recovered.append((header.epoch, len(item.frames)))
         apply_frames(state, header.sequence, item.frames, log, what)
         state.stored[header.sequence] = item.size_bytes
+        state.blocks[header.sequence] = sum(item.frames.blocks)
         state.map.live.setdefault(header.sequence, 0)
         state.next_sequence = header.sequence + 1
     state.generation = header.sequence
@@ -220,6 +223,10 @@ def _apply_records(state: VolumeState, sequence: int, frame: int, records: Itera
             resize_state(state, record.start, pages)
         elif record.kind is RecordKind.REVERT:
             pin = Pin(record.count, record.start)
+            if pin.generation >= sequence:
+                raise IntegrityError(
+                    f"segment {sequence} goes back to generation {pin.generation}, which is not behind it"
+                )
             state.revert_to(load_pinned(log, pin), pin, sequence)
         elif record.count:
             load_pages(state, pages, record.start, record.count)
