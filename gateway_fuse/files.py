@@ -372,6 +372,17 @@ class Files:
         """Commit everything that is dirty."""
         await self.flush(list(self._dirty.values()), durable=durable)
 
+    async def flush_for_others(self, *, commit: bool) -> None:
+        """Return when other machines can read the blocks that the server knows of; with `commit` it knows of all written before."""
+        if self._log is None:
+            return
+        if commit:
+            await self.flush_all()
+        async with self._committing:
+            if self.log.is_appendable:
+                await trio.to_thread.run_sync(self.log.publish)
+            await self._commit([], [], durable=False, publish=False)
+
     async def flush(self, datas: list[FileData], *, durable: bool = False, publish: bool = False) -> None:
         """Tell the server of the changes of files. Callers at the same time share one commit.
 

@@ -108,6 +108,10 @@ class _Observer:
         if self.watch is not None:
             self.watch.lose()
 
+    async def flush(self, *, commit: bool) -> None:
+        if self.files is not None:
+            await self.files.flush_for_others(commit=commit)
+
     def claims(self) -> Iterable[tuple[int, Lease]]:
         return [] if self.nodes is None else self.nodes.claims()
 

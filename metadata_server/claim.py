@@ -80,6 +80,10 @@ class Claim:
             )
         self._check_newest()
 
+    def verify(self) -> None:
+        """Look whether the metadata is still ours, as `beat` does; any thread. FencedError if it is not."""
+        self._check_newest()
+
     def release(self) -> None:
         """Close the database and give the lock back."""
         engine, self._engine = self._engine, None

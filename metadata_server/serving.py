@@ -14,12 +14,15 @@ import trio
 from core import limits
 from core.errors import FencedError, WorldError
 from core.filesystem.filesystems import Filesystem
+from core.filesystem.snapshots import FilesystemSnapshots
 from metadata_server.claim import Claim, data_directory, now_ns_of, take_claim
 from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import Address, TcpAddress, UnixAddress
 from metadata_server.runtime.listeners import Listener, listen
 from metadata_server.runtime.server import Background, Server, serve
+from metadata_server.snapshots.background import snapshot_background
 from metadata_server.space.background import space_background
+from metadata_server.space.guard import Guard
 from metadata_server.space.keeper import SpaceOptions
 from metadata_server.tls import server_context
 from metadata_server.tree.tree import Tree
@@ -41,6 +44,9 @@ class Serving:
     lease_s: float = LEASE_S
     end_with_last_session: bool = False
     space: SpaceOptions = field(default_factory=SpaceOptions)
+    background: Sequence[Background] = ()
+    """What else runs beside it."""
+    handle_signals: bool = True
 
 
 def serve_filesystem(filesystem: Filesystem, serving: Serving, ready: Callable[[Sequence[str]], None]) -> None:
@@ -82,7 +88,13 @@ async def _serve(
             lost.append(error)
             server.stop()
 
-    background: list[Background] = [keep_claim, space_background(filesystem, serving.space)]
+    guard = Guard(FilesystemSnapshots(filesystem))
+    background: list[Background] = [
+        keep_claim,
+        space_background(filesystem, serving.space, guard),
+        snapshot_background(claim, guard),
+        *serving.background,
+    ]
     if serving.end_with_last_session:
         background.append(_end_with_last_session)
     await serve(
@@ -91,6 +103,7 @@ async def _serve(
         lease_s=serving.lease_s,
         world=filesystem.world,
         background=background,
+        handle_signals=serving.handle_signals,
         started=lambda _server: ready([each.address for each in listeners]),
     )
     if lost:

@@ -83,7 +83,10 @@ def seal_stream(
     random_bytes: Callable[[int], bytes],
     progress: Callable[[int], None] = lambda _bytes: None,
 ) -> Sealed:
-    """Put a stream, whose chunks are at most `PIECE_BYTES` each, as pieces; durable on return. `progress` is told of bytes that were put."""
+    """Put a stream, whose chunks are at most `PIECE_BYTES` each, as pieces; durable on return.
+
+    `progress` is told of the bytes that were put.
+    """
     digest = blake3()
     stored = count = 0
     waiting: deque[tuple[Future[None], int]] = deque()
@@ -143,7 +146,7 @@ def open_piece(
     if offset != HEADER_BYTES or data[:HEADER_BYTES] != data[-FOOTER_BYTES:][:HEADER_BYTES]:
         raise IntegrityError(f"{what} is no piece of sealed metadata: it was altered")
     end = open_end(keys, (Kind.SEALED,), number, memoryview(data)[offset:], PIECE_BYTES, what)
-    if end.header.nonce != snapshot_id or end.header.epoch != part:
+    if end.header.nonce != snapshot_id or end.header.epoch != Epoch(part):
         raise IntegrityError(f"{what} belongs to another snapshot: it was swapped")
     return end.payload, end.digest
 
@@ -151,7 +154,10 @@ def open_piece(
 def open_stream(
     store: Store, names: VolumeNames, keys: VolumeKeys, part: Part, snapshot_id: bytes, sealed: Sealed
 ) -> Iterator[bytes]:
-    """Yield the chunks of a stream; IntegrityError as soon as one is missing or wrong. What was yielded counts when it has ended by itself."""
+    """Yield the chunks of a stream; IntegrityError as soon as one is missing or wrong.
+
+    What was yielded counts when it has ended by itself.
+    """
     digest = blake3()
     for number in range(sealed.pieces):
         key = piece_key(names, part, snapshot_id, number)

@@ -1,12 +1,12 @@
 """Snapshots of filesystems as the pool has them: records, pins, and what removes them. Stateless; any thread, any machine.
 
-A snapshot is a signed record under a keyed hash of its name. It names two streams (core.filesystem.sealed): the filesystem's metadata at one
-moment, in the portable form of a dump, and the numbers of the segments that it needs.
+A snapshot is a signed record under a keyed hash of its name. It names two streams (core.filesystem.sealed): the filesystem's metadata
+at one moment, in the portable form of a dump, and the numbers of the segments that it needs.
 
 1. *Pins before the record, the record last.* A segment is pinned as long as the pins of any snapshot that names it stand in the store;
    the server lists them between its decision to delete a segment and the deletion (invariant 5).
-2. *Nothing half made stays, nothing whole goes.* Before the first piece is put, and before a record is deleted, `unmade/<id>` is put, and it
-   goes last. What stands below an id with such a mark and without a record is removed; without the mark nothing ever is.
+2. *Nothing half made stays, nothing whole goes.* Before the first piece is put, and before a record is deleted, `unmade/<id>` is put,
+   and it goes last. What stands below an id with such a mark and without a record is removed; without the mark nothing ever is.
 3. Renaming changes records alone: pieces and pins stand under the snapshot's id.
 """
 

@@ -2,12 +2,11 @@
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import click
-import trio
 
 from core.cli.options import PATH, SIZE, json_option, with_session
 from core.cli.output import Row, print_facts, print_json, print_table
@@ -15,12 +14,13 @@ from core.cli.session import Session
 from core.errors import NotFoundError, UsageError
 from core.filesystem.filesystems import Filesystem, open_filesystem
 from core.units import format_size
-from metadata_server.client.connection import Client, open_client
+from metadata_server.client.asking import ask_server
+from metadata_server.client.connection import Client
 from metadata_server.client.errors import ServerUnreachableError
 from metadata_server.client.places import server_places
 from metadata_server.protocol.address import TcpAddress, parse_address
 from metadata_server.protocol.errors import OperationError
-from metadata_server.protocol.model import NAME_BYTES, ROOT, Lease, Quota
+from metadata_server.protocol.model import NAME_BYTES, ROOT, Quota
 from metadata_server.protocol.requests import Evict, GetQuota, ListSessions, Lookup, Release, SetQuota, Space
 from metadata_server.tls import client_context
 
@@ -35,25 +35,6 @@ server_option = click.option(
 tls_option = click.option("--tls", type=PATH, metavar="DIR", help="Certificates made by `blockyard tls`, for TCP.")
 
 
-class _NoCache:
-    """The observer of a client that caches nothing."""
-
-    async def recalled(self, inode: int, name: bytes | None, keep: Lease) -> Lease:
-        """Give everything back."""
-        del inode, name, keep
-        return Lease.NONE
-
-    def relocated(self, sequences: tuple[int, ...]) -> None:
-        """Nothing was read."""
-
-    def session_lost(self) -> None:
-        """Nothing was held."""
-
-    def claims(self) -> Iterable[tuple[int, Lease]]:
-        """Nothing is held."""
-        return ()
-
-
 def ask(opened: Filesystem, server: str | None, tls: Path | None, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a session at the server. ServerUnreachableError if none answers."""
     address = server or server_places(opened.info.volume_id).address
@@ -61,21 +42,8 @@ def ask(opened: Filesystem, server: str | None, tls: Path | None, work: Callable
     if is_tcp and tls is None:
         raise UsageError(f"{address} is spoken to with certificates: give --tls DIR")
     context = client_context(tls) if is_tcp and tls is not None else None
-    world = opened.world
-
-    async def run() -> T:
-        async with open_client(
-            address,
-            filesystem_id=opened.info.volume_id,
-            client_name=f"blockyard fs on {world.hostname} (process {world.pid})",
-            observer=_NoCache(),
-            ssl_context=context,
-            world=world,
-        ) as client:
-            return await work(client)
-
     try:
-        return trio.run(run)
+        return ask_server(opened, address, context, work)
     except ServerUnreachableError as error:
         hint = (
             ""

@@ -261,6 +261,9 @@ class Client:
                 self._validity.answered(self._heartbeats.popleft()[1])
         elif kind == messages.RELOCATED:
             self._observer.relocated(messages.read_relocated(message))
+        elif kind == messages.FLUSH:
+            assert self._nursery is not None, "messages are read by its tasks"
+            self._nursery.start_soon(self._flush_caches, *messages.read_flush(message), self.session)
         elif kind == messages.EXPIRED:
             self._is_lost = True
             self._broken(f"the session has ended: {messages.read_text(message, 2)}")
@@ -309,6 +312,14 @@ class Client:
         if session == self.session and self._is_ready:
             self._validity.acknowledged(recall.recall, self._monotonic())
             self._send(messages.acknowledge_frame(recall.recall, kept))
+
+    async def _flush_caches(self, number: int, commit: bool, session: int) -> None:
+        try:
+            await self._observer.flush(commit=commit)
+        except Exception as error:  # noqa: BLE001  # whoever wanted it can do without
+            log.warning("not all that was written could be flushed for a snapshot: %s", error)
+        if session == self.session and self._is_ready:
+            self._send(messages.flushed_frame(number))
 
     # The connection.
 

@@ -22,5 +22,11 @@ class Observer(Protocol):
     def session_lost(self) -> None:
         """The session has ended and a new one has begun: no lease is held any more."""
 
+    async def flush(self, *, commit: bool) -> None:
+        """Bring what was committed to where others can read it, with `commit` everything that is buffered; a snapshot is about to be made.
+
+        Runs in a task of its own. If it raises, the snapshot goes on without.
+        """
+
     def claims(self) -> Iterable[tuple[int, Lease]]:
         """Give every lease that is held, for a server that was restarted."""

@@ -1,4 +1,4 @@
-"""The database as it was at one moment, read beside a server that goes on: for check and dump. One thread.
+"""The database as it was at one moment, read beside a server that goes on: for check, dump and snapshots. One thread at a time.
 
 1. Everything is read in one transaction: commits after the first look are not seen.
 2. Nothing is written and no lock file is taken. While it is open the database's log is not begun anew, so it grows: close it soon.
@@ -32,7 +32,9 @@ class Snapshot(SqliteEngine):
         self._path = directory / DATABASE_NAME
         if not self._path.exists():
             raise NotFoundError(f"{self._path} does not exist: there is no metadata in this directory")
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=limits.LOCK_WAIT_S)
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=limits.LOCK_WAIT_S
+        )
         self._connection = connection
         self._checkpointer = None
         self._run = connection.execute

@@ -4,7 +4,8 @@ What can be counted again is left out: link counts of directories, live counts, 
 loaded filesystem is a server that has forgotten them.
 """
 
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,34 +18,43 @@ from metadata_server.maintenance.inventory import Progress
 from metadata_server.tree import pages
 
 _STEP = 1024
+Use = Callable[[bytes], None]
+"""Told of the packed runs of every map that is written."""
 
 
 def write_dump(filesystem: Filesystem, directory: Path, target: IO[bytes], progress: Progress) -> int:
     """Write a dump of the metadata in `directory` to `target`; give how many items it has. What `Snapshot` raises."""
     with Snapshot(directory) as snapshot:
-        writer = DumpWriter(target)
-        counters = {counter.value: snapshot.next_of(counter) for counter in Counter}
-        facts = {"filesystem": snapshot.filesystem, "name": filesystem.info.name, "made": int(filesystem.world.now())}
-        writer.put("dump", {"version": VERSION, **facts, **counters})
-        for row in snapshot.domains():
-            writer.put("quota", row.directory, row.parent, row.limit_bytes, row.limit_inodes, row.removed)
-        _put_inodes(snapshot, writer, progress)
-        total = snapshot.count("entry")
-        for done, entry in enumerate(snapshot.all_entries()):
-            if done % _STEP == 0:
-                progress("names", done, total)
-            writer.put("name", entry.directory, entry.name, entry.child)
-        for number, name, value in snapshot.all_xattrs():
-            writer.put("xattr", number, name, value)
-        for segment in snapshot.all_segments():
-            if segment.closed:
-                writer.put("segment", segment.sequence, segment.blocks, segment.stored_bytes)
-        progress("names", total, total)
-        writer.finish()
-        return writer.items
+        return dump_rows(snapshot, filesystem, target, progress)
 
 
-def _put_inodes(snapshot: Snapshot, writer: DumpWriter, progress: Progress) -> None:
+def dump_rows(
+    snapshot: Snapshot, filesystem: Filesystem, target: IO[bytes], progress: Progress, use: Use = lambda _runs: None
+) -> int:
+    """Write a dump of a moment that is open already; give how many items it has."""
+    writer = DumpWriter(target)
+    counters = {counter.value: snapshot.next_of(counter) for counter in Counter}
+    facts = {"filesystem": snapshot.filesystem, "name": filesystem.info.name, "made": int(filesystem.world.now())}
+    writer.put("dump", {"version": VERSION, **facts, **counters})
+    for row in snapshot.domains():
+        writer.put("quota", row.directory, row.parent, row.limit_bytes, row.limit_inodes, row.removed)
+    _put_inodes(snapshot, writer, progress, use)
+    total = snapshot.count("entry")
+    for done, entry in enumerate(snapshot.all_entries()):
+        if done % _STEP == 0:
+            progress("names", done, total)
+        writer.put("name", entry.directory, entry.name, entry.child)
+    for number, name, value in snapshot.all_xattrs():
+        writer.put("xattr", number, name, value)
+    for segment in snapshot.all_segments():
+        if segment.closed:
+            writer.put("segment", segment.sequence, segment.blocks, segment.stored_bytes)
+    progress("names", total, total)
+    writer.finish()
+    return writer.items
+
+
+def _put_inodes(snapshot: Snapshot, writer: DumpWriter, progress: Progress, use: Use) -> None:
     """Write every inode, each with its map behind it."""
     total = snapshot.count("inode")
     maps = _Maps(snapshot)
@@ -57,7 +67,11 @@ def _put_inodes(snapshot: Snapshot, writer: DumpWriter, progress: Progress) -> N
         )
         if row.flags & PAGED:
             for page in maps.of(row.number):
-                writer.put("map", page.page, pages.packed_page(page.page, page.body))
+                runs = pages.packed_page(page.page, page.body)
+                use(runs)
+                writer.put("map", page.page, runs)
+        elif row.content and stat.S_ISREG(row.mode):
+            use(row.content)
     progress("inodes", total, total)
 
 

@@ -48,6 +48,9 @@ _FIELDS: Final[dict[type[Request[Any]], tuple[tuple[type, ...], ...]]] = {
     requests.Sync: (),
     requests.ListSessions: (),
     requests.Evict: (_NUMBER,),
+    requests.BeginTask: (_BYTES, _BYTES),
+    requests.AskTask: (_NUMBER,),
+    requests.Attach: (_NUMBER, _NUMBER, _BYTES),
 }
 
 _SHAPES: Final = {

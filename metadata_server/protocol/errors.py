@@ -19,6 +19,7 @@ MEANINGS: Final = {
     errno.EINVAL: "the request makes no sense",
     errno.EFBIG: "the file would become too large",
     errno.ENOSPC: "there is no room left",
+    errno.EROFS: "the filesystem is read-only",
     errno.EMLINK: "it has too many links",
     errno.ERANGE: "the answer does not fit",
     errno.ENAMETOOLONG: "the name is too long",

@@ -31,6 +31,8 @@ EXPIRED: Final = 8
 """Server: this session has ended. Last message on its connection."""
 CLOSING: Final = 9
 """Server: why it closes this connection. Last message on it."""
+FLUSH: Final = 10
+"""Server: bring what you buffer to where others can read it. Client: done, as well as it could be."""
 
 
 class Recall(NamedTuple):
@@ -92,6 +94,16 @@ def relocated_frames(sequences: Iterable[int]) -> list[bytes]:
         frame((RELOCATED, every[start : start + SEQUENCES_PER_NOTICE]))
         for start in range(0, len(every), SEQUENCES_PER_NOTICE)
     ]
+
+
+def flush_frame(number: int, *, commit: bool) -> bytes:
+    """Ask a session to publish what it committed, and with `commit` to commit all that it buffers before."""
+    return frame((FLUSH, number, commit))
+
+
+def flushed_frame(number: int) -> bytes:
+    """Answer `flush_frame`."""
+    return frame((FLUSH, number))
 
 
 RESUMED_FRAME: Final = frame((RESUMED,))
@@ -162,6 +174,20 @@ def read_heartbeat(message: tuple[object, ...]) -> int:
     if len(message) == 2 and type(message[1]) is int and 0 <= message[1] <= INT_MAX:
         return message[1]
     raise MalformedError("a heartbeat is its number")
+
+
+def read_flush(message: tuple[object, ...]) -> tuple[int, bool]:
+    """Give the number of a wish to flush, and whether to commit."""
+    if len(message) == 3 and type(message[1]) is int and 0 <= message[1] <= INT_MAX and type(message[2]) is bool:
+        return message[1], message[2]
+    raise MalformedError("a wish to flush is its number and whether to commit")
+
+
+def read_flushed(message: tuple[object, ...]) -> int:
+    """Give the number of the wish that was answered."""
+    if len(message) == 2 and type(message[1]) is int and 0 <= message[1] <= INT_MAX:
+        return message[1]
+    raise MalformedError("the answer to a wish to flush is its number")
 
 
 def read_claim(message: tuple[object, ...]) -> list[tuple[int, Lease]]:

@@ -121,3 +121,15 @@ class SessionInfo(NamedTuple):
     idle_s: float
     leases: int
     orphans: int
+
+
+class TaskState(NamedTuple):
+    """How far a task is. `result` is a msgpack map once it has ended well; `errno` and `text` say why it has not."""
+
+    ended: bool
+    doing: str
+    done: int
+    total: int | None
+    result: bytes | None
+    errno: int
+    text: str

@@ -17,6 +17,7 @@ from metadata_server.protocol.model import (
     Quota,
     SessionInfo,
     SpaceReport,
+    TaskState,
     Update,
 )
 
@@ -435,3 +436,51 @@ class Evict(Request[None]):
     @staticmethod
     def decode(value: Any) -> None:
         """Read the answer, which is nothing."""
+
+
+@dataclass(slots=True)
+class BeginTask(Request[int]):
+    """Begin something that takes long (metadata_server.snapshots.tasks): its kind and its arguments, a msgpack map. Answers its number.
+
+    EINVAL for a kind nobody knows, EBUSY if too many wait.
+    """
+
+    kind: bytes
+    arguments: bytes
+    opcode: ClassVar[int] = 23
+    mutates: ClassVar[bool] = True
+
+    @staticmethod
+    def decode(value: Any) -> int:
+        """Read the answer."""
+        return int(value)
+
+
+@dataclass(slots=True)
+class AskTask(Request[TaskState]):
+    """Tell how far a task is, and what became of it. ENOENT if there is none of this number (any more): the server was restarted."""
+
+    task: int
+    opcode: ClassVar[int] = 24
+    mutates: ClassVar[bool] = False
+
+    @staticmethod
+    def decode(value: Any) -> TaskState:
+        """Read the answer."""
+        return TaskState._make(value)
+
+
+@dataclass(slots=True)
+class Attach(Request[Made]):
+    """Give what a task built aside its name. As Link; ESTALE if it is not (any more) waiting for a name, EXDEV if quotas changed."""
+
+    inode: int
+    directory: int
+    name: bytes
+    opcode: ClassVar[int] = 25
+    mutates: ClassVar[bool] = True
+
+    @staticmethod
+    def decode(value: Any) -> Made:
+        """Read the answer."""
+        return Make.decode(value)

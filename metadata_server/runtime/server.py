@@ -7,6 +7,8 @@ process that changes the tree (`background`) does so between two awaits: `Server
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import count
+from typing import Any
 
 import trio
 
@@ -29,6 +31,7 @@ class Server:
         self._service = service
         self._pump = pump
         self._scope = scope
+        self._flushings = count(1)
 
     @property
     def sessions(self) -> int:
@@ -57,6 +60,25 @@ class Server:
     def commit(self) -> None:
         """Commit what requests have changed, and send what it led to. What other code is to commit with `tree.commit` comes after it."""
         self._pump.finish()
+
+    def answer(self, opcode: int, answer: Callable[[Any], Any]) -> None:
+        """Have requests with an opcode answered by a function, which gives the plain value or raises OperationError."""
+        self._service.operations.by_server[opcode] = answer
+
+    async def flush_sessions(self, wait_s: float, *, commit: bool) -> bool:
+        """Ask all sessions to publish what they committed, with `commit` all that they buffer; say whether all did in time.
+
+        Committed then is what they had written before the call.
+        """
+        number, done = next(self._flushings), trio.Event()
+        self._service.ask_to_flush(number, done.set, commit=commit)
+        self._pump.finish()
+        try:
+            with trio.move_on_after(wait_s):
+                await done.wait()
+        finally:
+            self._service.stop_flushing(number)
+        return done.is_set()
 
     def stop(self) -> None:
         """End `serve`."""

@@ -30,6 +30,23 @@ from metadata_server.runtime.waiting import Operation
 log = logging.getLogger(__name__)
 
 
+class Flushing:
+    """A wish that all sessions flush. `done` is called once, when the last of them has, or has ended."""
+
+    def __init__(self, waiting: set[int], done: Callable[[], None]) -> None:
+        self._waiting = waiting
+        self._done = done
+        if not waiting:
+            done()
+
+    def settled(self, session: int) -> None:
+        """Note that nothing more comes of a session."""
+        if session in self._waiting:
+            self._waiting.discard(session)
+            if not self._waiting:
+                self._done()
+
+
 class Service:
     """The metadata server without its sockets."""
 
@@ -52,7 +69,10 @@ class Service:
             requests.Sync.opcode: lambda _: None,
             requests.ListSessions.opcode: lambda _: self._list(),
             requests.Evict.opcode: self._evict,
+            requests.BeginTask.opcode: _no_tasks,
+            requests.AskTask.opcode: _no_tasks,
         }
+        self._flushings: dict[int, Flushing] = {}
         self.ended: list[Callable[[int], None]] = []
         """Told of every session that has ended, in the transaction that ends it."""
         now = self.operations.now = world.monotonic()
@@ -107,6 +127,8 @@ class Service:
             self.operations.acknowledge(session, recall, kept)
         elif kind == messages.HEARTBEAT:
             self.operations.round.say(outlet, messages.heartbeat_frame(messages.read_heartbeat(message)))
+        elif kind == messages.FLUSH:
+            self._flushed(session.number, messages.read_flushed(message))
         elif kind == messages.CLAIM:
             self._claim(session, messages.read_claim(message))
         elif kind == messages.RESUMED:
@@ -230,6 +252,8 @@ class Service:
         """End a session: its row, its leases, and the orphans that it alone held."""
         log.info("session %d of %s ends: %s", session.number, session.client, why)
         self.sessions.remove(session)
+        for flushing in list(self._flushings.values()):
+            flushing.settled(session.number)
         self.operations.round.is_dirty = True
         try:
             self._tree.delete_session(session.number)
@@ -279,6 +303,25 @@ class Service:
                 if not waiting.is_queue(inode):
                     self.operations.recall(number, (Want(number, inode, None, Lease.READ),))
 
+    # Flushing.
+
+    def ask_to_flush(self, number: int, done: Callable[[], None], *, commit: bool) -> None:
+        """Ask every session that is connected to flush; leaves with the next `finish`. `stop_flushing` follows."""
+        asked = [session for session in self.sessions if session.outlet is not None and session.is_resumed]
+        for session in asked:
+            assert session.outlet is not None, "it was looked at"
+            self.operations.round.say(session.outlet, messages.flush_frame(number, commit=commit))
+        self._flushings[number] = Flushing({session.number for session in asked}, done)
+
+    def stop_flushing(self, number: int) -> None:
+        """Wait for nobody any more."""
+        self._flushings.pop(number, None)
+
+    def _flushed(self, session: int, number: int) -> None:
+        flushing = self._flushings.get(number)
+        if flushing is not None:
+            flushing.settled(session)
+
     # What the server itself answers.
 
     def _list(self) -> list[tuple[object, ...]]:
@@ -319,3 +362,7 @@ class Service:
                 session.missed += every
             else:
                 self._end(session, f"it missed {MISSED_RELOCATIONS} relocated segments")
+
+
+def _no_tasks(_: object) -> None:
+    raise OperationError(errno.EOPNOTSUPP, "this server runs no tasks")

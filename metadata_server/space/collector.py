@@ -21,7 +21,9 @@ from metadata_server.space.waiting import Waiting
 class Collector:
     """Condemns and deletes dead segments."""
 
-    def __init__(self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float, guard: Guard | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float, guard: Guard | None = None
+    ) -> None:
         self.deleted = 0
         self._ledger: Final = ledger
         self._pool: Final = pool

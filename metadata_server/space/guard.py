@@ -2,11 +2,11 @@
 
 Trio thread only; the store is asked in threads beside. One guard per server.
 
-1. *List between decision and deletion.* Deletions take place inside `deleting`, after a `refresh` that began after the decision was durable.
-   A snapshot's pins stand before its record does, and who puts a record looks afterwards whether it still serves the filesystem: so either
-   the pins are seen here, or there is no record (invariant 5).
-2. *A hold stops deletions.* From the begin of a `hold` until its end nothing is deleted, and what was decided before a hold began is decided
-   anew: what was dead then may be pointed at now.
+1. *List between decision and deletion.* Deletions take place inside `deleting`, after a `refresh` that began after the decision was
+   durable. A snapshot's pins stand before its record does, and who puts a record looks in between whether it still serves the
+   filesystem: so either the pins are seen here, or there is no record (invariant 5).
+2. *A hold stops deletions.* From the begin of a `hold` until its end nothing is deleted, and what was decided before a hold began is
+   decided anew: what was dead then may be pointed at now.
 3. Pins that were `add`ed count until they are `drop`ped or seen in the store.
 """
 
@@ -103,7 +103,7 @@ class Guard:
         if found.keys() == known.keys() and self._is_loaded:
             return
         gone = known.keys() - found.keys()
-        self._seen = {each: known[each] if each in known else pins for each, pins in found.items()}
+        self._seen = {each: known.get(each, pins) for each, pins in found.items()}
         self._is_loaded = True
         self._join()
         if gone:

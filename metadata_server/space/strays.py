@@ -20,7 +20,9 @@ from metadata_server.space.waiting import Waiting
 class Strays:
     """Finds strays by listing, and deletes them."""
 
-    def __init__(self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float, guard: Guard | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, pool: SegmentPool, world: World, grace_s: float, guard: Guard | None = None
+    ) -> None:
         self.deleted = 0
         self._ledger: Final = ledger
         self._pool: Final = pool
