@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from core.crypto.volume import VolumeKeys
-from core.errors import BlockyardError, LockedError, StoreError, UsageError
+from core.errors import BlockyardError, IntegrityError, LockedError, StoreError, UsageError
 from core.pool.pool import Pool
 from core.store.contract import Appendable
 from core.volume.ancestry import image_log
@@ -74,15 +74,27 @@ def publish(pool: Pool, info: ImageInfo, keys: VolumeKeys, sleep: Callable[[floa
 
 
 def pin_newest(
-    pool: Pool, info: ImageInfo, keys: VolumeKeys, name: str, *, protect: bool = False, group: bytes | None = None
+    pool: Pool,
+    info: ImageInfo,
+    keys: VolumeKeys,
+    name: str,
+    *,
+    protect: bool = False,
+    group: bytes | None = None,
+    generation: int | None = None,
 ) -> Snapshot:
-    """Put the record of a snapshot of what the log holds now; durable on return."""
+    """Put the record of a snapshot of what the log holds now, or held at `generation`; durable on return.
+
+    For a `generation` of the past the caller has held a lease since it was the newest.
+    """
     records = SnapshotRecords(pool.store, info, keys, pool.world)
     log = image_log(pool, info)
     for _ in range(_TRIES):
         with lease(pool, info, keys) as held:
-            state = load_state(log)
-            follow_log(state, log, None)
+            state = load_state(log, until=generation)
+            follow_log(state, log, None, until=generation)
+            if generation is not None and state.generation != generation:
+                raise IntegrityError(f"the log of image {info.name!r} ends at {state.generation}, before {generation}")
             snapshot = Snapshot(
                 name=name,
                 id=pool.world.random_bytes(ID_BYTES),

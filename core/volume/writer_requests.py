@@ -12,7 +12,7 @@ from typing import Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
-from core.errors import IntegrityError, LockedError
+from core.errors import IntegrityError, LockedError, StoreError
 from core.format.record import RecordFields, RecordKind, volume_record_keys
 from core.pool.records import RecordStore
 from core.store.contract import Store
@@ -109,9 +109,14 @@ class WriterRequests:
         return request if fresh and request.nonce != self._answered else None
 
     def stands(self, request: Request) -> bool:
-        """Say whether a request was not withdrawn or replaced."""
-        fields = self._records.find(RecordKind.REQUEST, self._key)
-        return fields is not None and _read(fields) == request
+        """Say whether a request was not withdrawn or replaced. While the store does not tell, it stands."""
+        try:
+            fields = self._records.find(RecordKind.REQUEST, self._key)
+            return fields is not None and _read(fields) == request
+        except IntegrityError:
+            return False
+        except StoreError:
+            return True
 
     def answer(self, request: Request, generation: int) -> None:
         """Say that the wish is fulfilled as of `generation`."""
