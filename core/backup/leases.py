@@ -1,7 +1,7 @@
 """Leases of a vault: who is at work in it, and which condemnations he knows of (docs/durability.md, "The vault").
 
 A run puts its lease before it loads the index, and once it has loaded the condemnations says which ones it knows. `Lease` owns the record
-`lease/<run>` and a thread that renews it; `held` may be asked from any thread.
+`reader/<run>` and a thread that renews it; `held` may be asked from any thread.
 
 1. Whoever does not know of a condemnation may rely on a pack that it names: while his lease lives, that pack stays.
 2. A lease that ran out once is not held any more, whatever was renewed since.

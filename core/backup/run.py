@@ -12,15 +12,16 @@
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from core.backup import limits
-from core.backup.catalog import load_catalog
+from core.backup.catalog import Catalog, load_catalog
 from core.backup.chunk_index import IdSet, ids_of
 from core.backup.chunks import FixedCutter, SlotRun, chunk_id, fixed_ids, slot_runs
 from core.backup.index_store import put_indexes
-from core.backup.manifest import ID_BYTES, Manifest, Mode, Statistics, manifest_key, put_manifest
+from core.backup.manifest import ID_BYTES, Manifest, Mode, SourceIdentity, Statistics, manifest_key, put_manifest
 from core.backup.pack_writer import PackWriter
 from core.backup.sources import Range, Source
 from core.backup.table import EMPTY_ROOT, Root, TableWriter, is_hole
@@ -33,6 +34,8 @@ from core.format.compression import Codec, Compression
 from core.format.pack import GroupKind, Ids
 
 DEFAULT_COMPRESSION = Compression(Codec.ZSTD, 2)
+Opener = Callable[[Visit], AbstractContextManager[Source]]
+"""Opens the source for the length of a run; told under which lease, so that what it leaves can be told from what is in use."""
 Progress = Callable[[int, int | None], None]
 """Told the bytes passed so far (holes count) and of how many, None if nobody knows."""
 
@@ -110,10 +113,10 @@ class Sink:
         self._writer.abandon()
 
 
-def run_backup(vault: Vault, source: Source, options: RunOptions, progress: Progress) -> Manifest:
+def run_backup(vault: Vault, opener: Opener, options: RunOptions, progress: Progress) -> Manifest:
     """Back a source up; the backup is there on return, and on no other way out."""
-    with writing(vault) as visit:
-        parent, base = choose_parent(visit, source, options.mode)
+    with writing(vault) as visit, opener(visit) as source:
+        parent, base = choose_parent(load_catalog(vault), source.identity, options.mode)
         with ThreadPoolExecutor(limits.WORK_THREADS, thread_name_prefix="backup") as threads:
             sink = Sink(visit, options.compression, threads)
             try:
@@ -126,13 +129,16 @@ def run_backup(vault: Vault, source: Source, options: RunOptions, progress: Prog
         return publish(visit, source, parent, options.mode, FixedCutter().name, root, statistics)
 
 
-def choose_parent(visit: Visit, source: Source, mode: Mode) -> tuple[Manifest | None, Manifest | None]:
-    """Give the manifest that the new one is a child of, and the one whose table it starts from."""
-    catalog = load_catalog(visit.vault)
-    newest = catalog.newest(source.identity)
+def choose_parent(catalog: Catalog, source: SourceIdentity, mode: Mode) -> tuple[Manifest | None, Manifest | None]:
+    """Give the manifest that the new one is a child of, and the one whose table it starts from.
+
+    A differential backup is a child of the newest full one, and still reads only what changed since the newest of all: tables are
+    whole, so where it starts from makes no difference to what it holds.
+    """
+    newest = catalog.newest(source)
     if mode is Mode.FULL or newest is None:
         return None, None
-    parent = catalog.newest(source.identity, Mode.FULL) if mode is Mode.DIFFERENTIAL else newest
+    parent = catalog.newest(source, Mode.FULL) if mode is Mode.DIFFERENTIAL else newest
     return parent or newest, newest
 
 

@@ -3,12 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from core.backup.manifest import Manifest, SourceIdentity, SourceKind
 from core.crypto.derive import derive_key
 from core.errors import WorldError
-from core.volume.image import Image
 from core.volume.transfer import data_ranges
 
 Range = tuple[int, int, bool]
@@ -45,31 +44,6 @@ class Source(Protocol):
         """Fill `buffer` from byte `offset` on."""
 
 
-class OpenImageSource:
-    """An open image as it is; nothing may write to it meanwhile. Its snapshots, if any, are somebody else's business."""
-
-    def __init__(self, image: Image, identity: SourceIdentity) -> None:
-        self.identity = identity
-        self.size_bytes = image.size_bytes
-        self.generation = image.generation
-        self.snapshot: bytes | None = None
-        self._image = image
-
-    def extents(self) -> Iterator[Range]:
-        """Yield what the block map has."""
-        for each in self._image.extents(0, self.size_bytes):
-            if each.allocated:
-                yield each.offset, each.length, False
-
-    def changes(self, base: Manifest) -> Iterator[Range] | None:  # noqa: ARG002  # the contract's
-        """Nobody knows."""
-        return None
-
-    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Read the image."""
-        self._image.read_into(offset, buffer)
-
-
 class FileSource:
     """A raw file or block device, which nobody should write to meanwhile. Read whole each time; dedup makes that cheap to store."""
 
@@ -83,6 +57,12 @@ class FileSource:
         self.generation = os.fstat(self._descriptor).st_mtime_ns
         self.identity = path_identity(path, pool_id, hostname, SourceKind.FILE)
         self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

@@ -1,7 +1,7 @@
 """The vault of a pool: a volume of its own that holds the chunks and manifests of backups. Made on first use; stateless; any thread.
 
 Objects below its prefix (docs/format.md, "Vault"): `pack/<run>/<number>`, `index/<run>-<number>`, `manifest/<id>`, `forgotten/<id>`,
-`condemned/<id>`, `lease/<run>`, `vault` (its sealed description).
+`condemned/<id>`, `reader/<run>`, `vault` (its sealed description).
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class VaultNames:
     @property
     def leases(self) -> str:
         """Where runs and readers say that they are at work."""
-        return f"{self.prefix}/lease/"
+        return f"{self.prefix}/reader/"
 
     def packs_of(self, nonce: bytes) -> str:
         """Give the prefix of the packs of one run."""

@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 import click
 
+from core.cli.backup import backup
 from core.cli.images import image
 from core.cli.keys import key
 from core.cli.options import PATH
@@ -69,6 +70,7 @@ def blockyard(context: click.Context, config: Path | None) -> None:
 blockyard.add_command(pool)
 blockyard.add_command(key)
 blockyard.add_command(image)
+blockyard.add_command(backup)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,106 @@
+"""An image as a source: a snapshot made for the run, and what changed since the snapshot of the backup before.
+
+One snapshot of a source is kept for each vault: that of its newest backup, from which the next run starts. Its name tells the
+vault and the run (`backup-<vault>-<run>`), so what a killed run left is found and removed by the next one.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from core.backup.leases import leases
+from core.backup.manifest import Manifest, SourceIdentity, SourceKind
+from core.backup.run import Opener
+from core.backup.sources import Range
+from core.backup.vault import Vault
+from core.backup.visit import Visit
+from core.errors import BlockyardError
+from core.pool.pool import Pool
+from core.volume.diff import changed_ranges
+from core.volume.image import Image
+from core.volume.images import image_info, open_image
+from core.volume.options import ImageOptions
+from core.volume.snapshots import Snapshot, create_snapshot, list_snapshots, remove_snapshot
+
+_NONCE_DIGITS = 8
+
+
+class ImageSource:
+    """A snapshot of an image, open."""
+
+    def __init__(self, pool: Pool, image: str, identity: SourceIdentity, snapshot: Snapshot, opened: Image) -> None:
+        self.identity = identity
+        self.size_bytes = opened.size_bytes
+        self.generation = snapshot.pin.generation
+        self.snapshot: bytes | None = snapshot.id
+        self._pool = pool
+        self._image = image
+        self._opened = opened
+
+    def extents(self) -> Iterator[Range]:
+        """Yield what the block map has."""
+        for each in self._opened.extents(0, self.size_bytes):
+            if each.allocated:
+                yield each.offset, each.length, False
+
+    def changes(self, base: Manifest) -> Iterator[Range] | None:
+        """Compare with the snapshot of `base`; None if it is gone."""
+        found = [each for each in list_snapshots(self._pool, self._image) if each.id == base.snapshot]
+        if not found:
+            return None
+        return self._changes_since(found[0].name)
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Read the snapshot."""
+        self._opened.read_into(offset, buffer)
+
+    def _changes_since(self, name: str) -> Iterator[Range]:
+        with opened_snapshot(self._pool, self._image, name) as older:
+            for each in changed_ranges(older, self._opened):
+                yield each.offset, each.length, each.hole
+
+
+@contextmanager
+def opened_snapshot(pool: Pool, image: str, name: str) -> Iterator[Image]:
+    """Open a snapshot of an image for the block."""
+    opened = open_image(pool, f"{image}@{name}", writable=False, options=ImageOptions())
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def image_opener(pool: Pool, image: str) -> Opener:
+    """Give what opens an image for a run: with a snapshot of its own, which goes if the run fails."""
+    return partial(_opened_source, pool, image)
+
+
+@contextmanager
+def _opened_source(pool: Pool, image: str, visit: Visit) -> Iterator[ImageSource]:
+    info = image_info(pool, image)
+    identity = SourceIdentity(pool.id, info.volume_id, SourceKind.IMAGE, image)
+    made = create_snapshot(pool, image, _prefix(visit.vault) + visit.lease.nonce.hex()[:_NONCE_DIGITS])
+    try:
+        with opened_snapshot(pool, image, made.name) as opened:
+            yield ImageSource(pool, image, identity, made, opened)
+    except BaseException:
+        with contextlib.suppress(BlockyardError):  # the first error is what the user must see
+            remove_snapshot(pool, image, made.name)
+        raise
+    _drop_others(pool, image, visit, made)
+
+
+def _drop_others(pool: Pool, image: str, visit: Visit, made: Snapshot) -> None:
+    """Remove the snapshots that earlier runs into this vault left: the next run starts from `made`. Those of living runs stay."""
+    prefix = _prefix(visit.vault)
+    living = {each.nonce.hex()[:_NONCE_DIGITS] for each in leases(visit.vault) if each.lives(visit.vault.world)}
+    for each in list_snapshots(pool, image):
+        if not each.name.startswith(prefix) or each.id == made.id or each.protected:
+            continue
+        if each.name.removeprefix(prefix) not in living:
+            remove_snapshot(pool, image, each.name)
+
+
+def _prefix(vault: Vault) -> str:
+    return f"backup-{vault.volume_id.hex()[:_NONCE_DIGITS]}-"

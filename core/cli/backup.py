@@ -1,0 +1,329 @@
+"""`blockyard backup run|ls|show|restore`: making backups and getting them back."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+
+from core.backup.catalog import Catalog, Query, check_chain, load_catalog
+from core.backup.image_source import image_opener
+from core.backup.manifest import Manifest, Mode
+from core.backup.restore import restore_file, restore_image, restore_stream
+from core.backup.run import RunOptions, run_backup
+from core.backup.sources import FileSource
+from core.backup.summary import summarize
+from core.backup.vault import Vault, open_or_create_vault, open_vault
+from core.backup.visit import Visit, reading
+from core.cli.backup_places import (
+    Place,
+    choose,
+    is_directory,
+    parse_place,
+    parse_time,
+    status_of_failure,
+    vault_pool,
+    with_vault_key,
+)
+from core.cli.options import json_option, with_session
+from core.cli.output import Value, format_time, print_facts, print_json, print_table, progress_bar
+from core.cli.session import Session
+from core.errors import BlockyardError, UsageError
+from core.format.compression import Compression
+from core.units import format_size, parse_size
+from core.volume.images import image_names, image_options
+
+INCOMPLETE = 3
+"""Exit status of what was done but for something that could not be read."""
+_STANDARD = "-"
+
+
+@click.group()
+def backup() -> None:
+    """Back images, filesystems and whole pools up into another pool; see, verify, restore and forget backups.
+
+    A backup is named POOL/ID (the first digits of its id suffice), POOL/NAME for the newest of the source NAME, or POOL/latest.
+    Exit status 3 means: done, but something could not be read.
+    """
+
+
+@backup.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("target", metavar="POOL")
+@click.option("--full", is_flag=True, help="Read everything, and begin a new chain.")
+@click.option("--differential", is_flag=True, help="Make it a child of the newest full backup.")
+@click.option("--compression", default="zstd:2", show_default=True, help="Such as zstd:1, zstd:9, lz4 or none.")
+@json_option
+@with_session
+@with_vault_key
+@status_of_failure
+def run(
+    session: Session, source: str, target: str, full: bool, differential: bool, compression: str, as_json: bool
+) -> None:
+    """Back SOURCE up into the vault of POOL: an image (POOL/NAME), a whole pool, or a raw file.
+
+    The first backup of a source is full, later ones read and store only what changed. An interrupted run leaves no backup, and the
+    next one goes on from what it had stored.
+    """
+    if full and differential:
+        raise UsageError("a backup is full or differential, not both")
+    mode = Mode.FULL if full else Mode.DIFFERENTIAL if differential else Mode.INCREMENTAL
+    options = RunOptions(mode=mode, compression=Compression.parse(compression))
+    with vault_pool(session, target) as pool:
+        runs = _runs(session, open_or_create_vault(pool), parse_place(session, source), options)
+        made, failed = _do_all(runs)
+        rows = [_row(each) for each in made]
+    if as_json:
+        print_json(rows)
+    else:
+        for each in made:
+            click.echo(_sentence(each))
+    if failed is not None:
+        raise failed
+    if any(each.statistics.unreadable for each in made):
+        sys.exit(INCOMPLETE)
+
+
+def _do_all(runs: Iterator[Manifest | BlockyardError]) -> tuple[list[Manifest], BlockyardError | None]:
+    """Carry runs out, one failing or not; give what was made and the first failure."""
+    made: list[Manifest] = []
+    failed: BlockyardError | None = None
+    for each in runs:
+        if isinstance(each, Manifest):
+            made.append(each)
+            continue
+        failed = failed or each
+    return made, failed
+
+
+def _runs(session: Session, vault: Vault, place: Place, options: RunOptions) -> Iterator[Manifest | BlockyardError]:
+    if place.path is not None:
+        if is_directory(place.path):
+            raise UsageError("directories cannot be backed up yet")
+        with progress_bar(f"back up {place.path}") as report:
+            yield run_backup(vault, partial(_opened_file, place.path, session), options, report)
+        return
+    assert place.pool is not None, "a place is a path or in a pool"
+    with session.pool(place.pool) as pool:
+        names = [place.name] if place.name is not None else image_names(pool)
+        for name in names:
+            try:
+                with progress_bar(f"back up {name}") as report:
+                    yield run_backup(vault, image_opener(pool, name), options, report)
+            except BlockyardError as error:
+                if place.name is not None:
+                    raise
+                click.echo(f"blockyard: {name}: {error}", err=True)
+                yield error
+
+
+def _opened_file(path: Path, session: Session, visit: Visit) -> FileSource:
+    return FileSource(path, visit.vault.pool.id, session.world.hostname)
+
+
+def _sentence(each: Manifest) -> str:
+    figures = each.statistics
+    text = (
+        f"backup {each.key_part[:8]} of {each.source.name} ({each.mode.value}): {format_size(each.size_bytes)}, "
+        f"read {format_size(figures.read_bytes)}, new {format_size(figures.new_bytes)}, "
+        f"stored {format_size(figures.stored_bytes)}, already there {format_size(figures.duplicate_bytes)}"
+    )
+    return text + (f"; {figures.unreadable} entries could not be read" if figures.unreadable else "")
+
+
+@backup.command("ls")
+@click.argument("pool", metavar="POOL")
+@click.option("--source", help="Only backups of the source of this name.")
+@click.option("--parent", help="Only children of this backup.")
+@click.option("--latest", is_flag=True, help="Only the newest of those asked for: of each source, or of a parent.")
+@click.option("--since", help="Not older than this time (ISO 8601).")
+@click.option("--until", help="Not newer than this time.")
+@click.option("--from-generation", type=int, help="Not below this generation.")
+@click.option("--to-generation", type=int, help="Not above this generation.")
+@json_option
+@with_session
+@status_of_failure
+def list_(
+    session: Session,
+    pool: str,
+    source: str | None,
+    parent: str | None,
+    latest: bool,
+    since: str | None,
+    until: str | None,
+    from_generation: int | None,
+    to_generation: int | None,
+    as_json: bool,
+) -> None:
+    """List the backups in a pool, oldest first."""
+    with session.pool(pool) as opened:
+        catalog = load_catalog(open_vault(opened))
+    query = Query(
+        name=source,
+        parent=catalog.get(parent).id if parent is not None else None,
+        since=parse_time(since) if since is not None else None,
+        until=parse_time(until) if until is not None else None,
+        first_generation=from_generation,
+        last_generation=to_generation,
+    )
+    found = [each for each in catalog.manifests if query.takes(each)]
+    if latest:
+        found = list({each.source.key: each for each in found}.values())
+    if as_json:
+        print_json([_row(each) for each in found])
+        return
+    print_table(
+        ("id", "created", "source", "kind", "mode", "generation", "size", "new", "stored", "parent"),
+        [
+            (
+                each.key_part[:8],
+                format_time(each.created),
+                each.source.name,
+                each.source.kind.value,
+                each.mode.value,
+                str(each.generation),
+                format_size(each.size_bytes),
+                format_size(each.statistics.new_bytes),
+                format_size(each.statistics.stored_bytes),
+                each.parent.hex()[:8] if each.parent is not None else "",
+            )
+            for each in found
+        ],
+        right=("generation", "size", "new", "stored"),
+    )
+
+
+@backup.command()
+@click.argument("backup", metavar="POOL[/BACKUP]")
+@click.option("--at", help="The newest not after this time (ISO 8601).")
+@click.option("--generation", type=int, help="The newest not above this generation.")
+@json_option
+@with_session
+@status_of_failure
+def show(session: Session, backup: str, at: str | None, generation: int | None, as_json: bool) -> None:
+    """Show one backup and check its chain; or, for a pool, what its vault holds and what deduplication saves."""
+    place = parse_place(session, backup)
+    if place.pool is None:
+        raise UsageError(f"{backup!r} names no backup; write POOL/ID, POOL/NAME or POOL/latest")
+    with session.pool(place.pool) as opened:
+        vault = open_vault(opened)
+        catalog = load_catalog(vault)
+        if place.name is None:
+            facts = _vault_facts(vault, catalog)
+        else:
+            found = choose(catalog, place.name, parse_time(at) if at is not None else None, generation)
+            facts = {**_row(found), "chain": check_chain(catalog, found)}
+            facts["children"] = [each.key_part for each in catalog.children(found.id)]
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts([(name, _shown(name, value)) for name, value in facts.items()])
+
+
+@backup.command()
+@click.argument("backup", metavar="POOL/BACKUP")
+@click.argument("target", metavar="TARGET")
+@click.option("--at", help="The newest not after this time (ISO 8601).")
+@click.option("--generation", type=int, help="The newest not above this generation.")
+@click.option("--range", "span", help="Only these bytes, as OFFSET:LENGTH (such as 1G:64M); into a file or `-`.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@with_session
+@with_vault_key
+@status_of_failure
+def restore(
+    session: Session,
+    backup: str,
+    target: str,
+    at: str | None,
+    generation: int | None,
+    span: str | None,
+    overwrite: bool,
+) -> None:
+    """Restore a backup into TARGET: a new image (POOL/NAME), a file, or the standard output (`-`).
+
+    The target gets its name when all of it is there and durable, and every chunk was checked.
+    """
+    with _chosen(session, backup, at, generation) as (vault, found):
+        bounds = _span(span, found.size_bytes)
+        place = Place(path=Path(target)) if target == _STANDARD else parse_place(session, target)
+        with reading(vault) as visit, progress_bar(f"restore {found.source.name}") as report:
+            if target == _STANDARD:
+                restore_stream(visit, found, sys.stdout.buffer, bounds, report)
+            elif place.path is not None:
+                restore_file(visit, found, place.path, bounds, report, overwrite=overwrite)
+            elif place.pool is None or place.name is None:
+                raise UsageError(f"{target!r} names a pool; write POOL/NAME for the image that is to be made")
+            elif span is not None:
+                raise UsageError("a range is restored into a file or to `-`, not into an image")
+            else:
+                with session.pool(place.pool) as pool:
+                    options = image_options(session.settings(place.pool))
+                    restore_image(visit, found, pool, place.name, options, report)
+    if target != _STANDARD:
+        click.echo(f"restored backup {found.key_part[:8]} of {found.source.name} to {target}")
+
+
+@contextmanager
+def _chosen(session: Session, backup: str, at: str | None, generation: int | None) -> Iterator[tuple[Vault, Manifest]]:
+    """Open the vault of a backup's reference, and find the backup."""
+    place = parse_place(session, backup)
+    if place.pool is None or place.name is None:
+        raise UsageError(f"{backup!r} names no backup; write POOL/ID, POOL/NAME or POOL/latest")
+    with vault_pool(session, place.pool) as opened:
+        vault = open_vault(opened)
+        yield vault, choose(load_catalog(vault), place.name, parse_time(at) if at is not None else None, generation)
+
+
+def _span(text: str | None, size_bytes: int) -> tuple[int, int]:
+    """Read OFFSET:LENGTH; all of a backup where nothing is said."""
+    if text is None:
+        return 0, size_bytes
+    offset, colon, length = text.partition(":")
+    if not colon:
+        raise UsageError(f"{text!r} is no range; write OFFSET:LENGTH, such as 1G:64M")
+    return parse_size(offset), parse_size(length)
+
+
+def _row(each: Manifest) -> dict[str, Value]:
+    return {
+        "id": each.key_part,
+        "created": format_time(each.created),
+        "source": each.source.name,
+        "kind": each.source.kind.value,
+        "mode": each.mode.value,
+        "generation": each.generation,
+        "size_bytes": each.size_bytes,
+        "parent": each.parent.hex() if each.parent is not None else None,
+        "digest": each.digest.hex(),
+        "source_pool": each.source.pool_id.hex(),
+        "source_volume": each.source.volume_id.hex(),
+        "chunker": each.chunker,
+        **{name: getattr(each.statistics, name) for name in type(each.statistics).__dataclass_fields__},
+    }
+
+
+def _vault_facts(vault: Vault, catalog: Catalog) -> dict[str, Value]:
+    found = summarize(vault, catalog)
+    return {
+        "id": vault.volume_id.hex(),
+        "backups": found.backups,
+        "sources": found.sources,
+        "logical_bytes": found.logical_bytes,
+        "stored_bytes": found.stored_bytes,
+        "saved_bytes": found.saved_bytes,
+        "ratio": round(found.ratio, 2),
+        "chunk_bytes": found.chunk_bytes,
+        "table_bytes": found.table_bytes,
+        "chunks": found.chunks,
+        "packs": found.packs,
+    }
+
+
+def _shown(name: str, value: Value) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return format_size(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(value)
+    return "" if value is None else str(value)
