@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, cast
 
+from core import limits
 from core.config import check_image_name
 from core.crypto.rings import KeyRing
 from core.errors import AlreadyExistsError, IntegrityError, NotFoundError, UsageError
@@ -75,22 +76,27 @@ class Names:
         """Give the store key of a name."""
         return PREFIX + self._keys.name_hash(name, self._ring.newest()[1])
 
-    def _places(self, name: str) -> list[str]:
-        """Give every store key that a name may stand under: where it is put first, then by the other keys, newest first."""
-        first = self.key(name)
-        pool_keys = (self._ring.find(key_id) for key_id in reversed(self._ring.ids))
-        others = (PREFIX + self._keys.name_hash(name, each) for each in pool_keys if each is not None)
-        return [first, *(each for each in others if each != first)]
+    def _places(self, name: str, generations: int = 2) -> list[str]:
+        """Give the store keys that a name may stand under: where it is put, then by a key to come, and by those before, newest first."""
+        sealing = self._ring.newest()[0]
+        ids = [key_id for key_id in self._ring.ids if key_id > sealing - generations]
+        ids.sort(key=lambda key_id: (key_id != sealing, -key_id))
+        keys = (self._ring.find(key_id) for key_id in ids)
+        return [PREFIX + self._keys.name_hash(name, each) for each in keys if each is not None]
 
     def find(self, name: str) -> Name | None:
         """Look a name up, whatever it leads to; None if nothing has it."""
         check_image_name(name)
-        for place in self._places(name):
-            found = self._at(place)
-            if found is not None:
-                if found.name != name:
-                    raise IntegrityError(f"{place} holds another name than it is stored under: it was swapped")
-                return found
+        looked: set[str] = set()
+        while places := [place for place in self._places(name) if place not in looked]:
+            for place in places:
+                found = self._at(place)
+                if found is not None:
+                    if found.name != name:
+                        raise IntegrityError(f"{place} holds another name than it is stored under: it was swapped")
+                    return found
+            looked.update(places)
+            self._follow()  # it may stand where a key puts it that came since
         return None
 
     def _at(self, place: str) -> Name | None:
@@ -223,7 +229,7 @@ class Names:
         for info in self._store.list(PREFIX):
             each = self._at(info.key)
             if each is not None:  # it may have gone since it was listed
-                if info.key not in self._places(each.name):
+                if info.key not in self._places(each.name, limits.POOL_KEYS):
                     raise IntegrityError(f"{info.key} holds another name than it is stored under: it was swapped")
                 found.append(each)
         return found
