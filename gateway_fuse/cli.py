@@ -69,6 +69,8 @@ def mount_verb(
 ) -> None:
     """Mount a filesystem. Returns when the mount answers, unless it is to stay in the foreground.
 
+    POOL/FS@SNAPSHOT mounts a snapshot, read-only; it needs no server of the filesystem.
+
     A pool in a directory of this machine gets a metadata server by itself, which ends with its last mount. Any other needs --server.
     """
     from gateway_fuse.daemon import detached

@@ -21,10 +21,11 @@ import trio
 
 from core.allocator import tune_allocator
 from core.cli.session import Session
-from core.config import PoolSettings, split_image_reference
+from core.config import PoolSettings, split_image_reference, split_snapshot
 from core.errors import BlockyardError, UsageError, WorldError
 from core.filesystem.file_log import FileLog, FileReader
 from core.filesystem.filesystems import Filesystem, open_filesystem
+from core.filesystem.snapshots import FilesystemSnapshots
 from core.pool.connect import find_opener
 from core.pool.pool import Pool, open_pool
 from core.pool.slots import Passphrase
@@ -67,10 +68,15 @@ def serve_mount(session: Session, order: MountOrder, ready: Callable[[], None]) 
     settings = session.settings(reference)
     pool, passphrase = _open_pool(session, settings)
     try:
+        name, snapshot_name = split_snapshot(name, "a filesystem")
         filesystem = open_filesystem(pool, name)
+        snapshot = FilesystemSnapshots(filesystem).get(snapshot_name) if snapshot_name is not None else None
+        if snapshot is not None:
+            order = order.made_readonly()
         if not order.options.mount.readonly:
             pool.keys.require_writer("mounting a filesystem for writing; -o ro does not need it:")
-        trio.run(MountProgram(session, order, settings, filesystem, passphrase, ready).run)
+        home = filesystem.info.volume_id if snapshot is None else snapshot.id
+        trio.run(MountProgram(session, order, settings, filesystem, home, passphrase, ready).run)
     finally:
         pool.close()
 
@@ -125,13 +131,16 @@ class MountProgram:
         order: MountOrder,
         settings: PoolSettings,
         filesystem: Filesystem,
+        home: bytes,
         passphrase: Passphrase | None,
         ready: Callable[[], None],
     ) -> None:
+        """`home` is the id that a private server is found by: the filesystem's, or a snapshot's."""
         self._session = session
         self._order = order
         self._settings = settings
         self._filesystem = filesystem
+        self._home = home
         self._passphrase = passphrase
         self._ready = ready
         self._world = session.world
@@ -182,7 +191,8 @@ class MountProgram:
             await opening.__aexit__(*sys.exc_info())
 
     def _private_server(self) -> str:
-        if not self._settings.url.startswith("file://"):
+        is_live = self._home == self._filesystem.info.volume_id
+        if is_live and not self._settings.url.startswith("file://"):
             raise UsageError(
                 f"the pool {self._settings.name} is not on this machine: start `blockyard metadata-server "
                 f"{self._order.filesystem}` where all mounts reach it, and say --server ADDRESS"
@@ -192,7 +202,7 @@ class MountProgram:
             options += ["--key-file", str(Path(self._settings.key_file).absolute())]
         return ensure_server(
             self._order.filesystem,
-            server_places(self._filesystem.info.volume_id, self._session.environment),
+            server_places(self._home, self._session.environment),
             options,
             config=self._session.config_path,
             environment=self._session.environment,

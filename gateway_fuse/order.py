@@ -3,7 +3,7 @@
 Paths become absolute here: a mount in the background works in the root directory.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.config import Settings
@@ -32,6 +32,10 @@ class MountOrder:
     options: GivenOptions
     stats: bool
     foreground: bool
+
+    def made_readonly(self) -> "MountOrder":
+        """Give the same order with -o ro: what a snapshot is mounted with, whatever was said."""
+        return replace(self, options=replace(self.options, mount=replace(self.options.mount, readonly=True)))
 
 
 def given_options(

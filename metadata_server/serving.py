@@ -55,11 +55,12 @@ def serve_filesystem(filesystem: Filesystem, serving: Serving, ready: Callable[[
     Raises FencedError when another process took the filesystem over, and what `take_claim` and `listen` raise.
     """
     with take_claim(filesystem, data_directory(filesystem, serving.data_dir)) as claim:
-        listeners = _listen(serving)
+        listeners = open_listeners(serving)
         trio.run(_serve, claim, serving, listeners, ready)
 
 
-def _listen(serving: Serving) -> list[Listener]:
+def open_listeners(serving: Serving) -> list[Listener]:
+    """Listen at all addresses, or at none and raise."""
     context = server_context(serving.tls) if serving.tls is not None else None
     opened: list[Listener] = []
     try:
@@ -96,7 +97,7 @@ async def _serve(
         *serving.background,
     ]
     if serving.end_with_last_session:
-        background.append(_end_with_last_session)
+        background.append(end_with_last_session)
     await serve(
         tree,
         listeners,
@@ -126,7 +127,7 @@ async def _beat_for_ever(claim: Claim) -> None:
             told = True
 
 
-async def _end_with_last_session(server: Server) -> None:
+async def end_with_last_session(server: Server) -> None:
     """Stop a private server that nobody needs any more."""
     ended = trio.Event()
     server.on_session_ended(lambda _session: ended.set())

@@ -10,11 +10,14 @@ import click
 
 from core.cli.options import PATH, with_session
 from core.cli.session import Session
+from core.config import split_snapshot
 from core.filesystem.filesystems import open_filesystem
+from core.filesystem.snapshots import FilesystemSnapshots
 from metadata_server.client.places import server_places
 from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import parse_address
 from metadata_server.serving import Serving, serve_filesystem
+from metadata_server.snapshots.serving import serve_snapshot
 from metadata_server.space.keeper import SpaceOptions
 from metadata_server.space.limits import grace_after
 
@@ -70,14 +73,17 @@ def metadata_server_verb(
     """Serve the names, inodes and maps of a filesystem to its mounts, in the foreground.
 
     One server at a time serves a filesystem. Everything it answered is in its database: it may be stopped or killed and started again,
-    and its mounts go on. SIGTERM ends it. The data goes straight between the mounts and the pool.
+    and its mounts go on. SIGTERM ends it. A snapshot, POOL/FS@NAME, is served read-only, by any number of servers beside the filesystem's
+    own. The data goes straight between the mounts and the pool.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     lease_s = _parse_seconds(lease, "--lease", _LONGEST_LEASE_S)
     grace_s = grace_after(lease_s) if grace is None else _parse_seconds(grace, "--grace", _LONGEST_GRACE_S)
-    with session.pool_of_filesystem(filesystem) as (pool, name):
+    with session.pool_of_filesystem(filesystem) as (pool, named):
+        name, snapshot_name = split_snapshot(named, "a filesystem")
         opened = open_filesystem(pool, name)
-        texts = listen or (server_places(opened.info.volume_id).address,)
+        snapshot = FilesystemSnapshots(opened).get(snapshot_name) if snapshot_name is not None else None
+        texts = listen or (server_places(opened.info.volume_id if snapshot is None else snapshot.id).address,)
         serving = Serving(
             addresses=[parse_address(each) for each in texts],
             data_dir=data_dir,
@@ -93,7 +99,10 @@ def metadata_server_verb(
                 os.write(ready_fd, ("\n".join(addresses) + "\n").encode())
                 os.close(ready_fd)
 
-        serve_filesystem(opened, serving, ready)
+        if snapshot is None:
+            serve_filesystem(opened, serving, ready)
+        else:
+            serve_snapshot(opened, snapshot, serving, ready)
 
 
 def _parse_seconds(text: str, option: str, most_s: float) -> float:

@@ -43,7 +43,8 @@ def load_dump(
         loading = directory.with_name(f"{directory.name}.loading")
         shutil.rmtree(loading, ignore_errors=True)
         try:
-            items, identity = _load_into(filesystem, loading, source, what, progress)
+            draw = filesystem.world.random_bytes
+            items, identity = load_rows(filesystem, loading, source, what, progress, random_bytes=draw)
             _give_name(loading, directory)
         except BaseException:
             shutil.rmtree(loading, ignore_errors=True)
@@ -78,11 +79,22 @@ def _give_name(loading: Path, directory: Path) -> None:
         raise WorldError(f"cannot give the loaded metadata its place {directory}: {error.strerror}") from error
 
 
-def _load_into(
-    filesystem: Filesystem, loading: Path, source: IO[bytes], what: str, progress: Progress
+def load_rows(
+    filesystem: Filesystem,
+    directory: Path,
+    source: IO[bytes],
+    what: str,
+    progress: Progress,
+    *,
+    random_bytes: Callable[[int], bytes],
+    served: bool = True,
 ) -> tuple[int, bytes]:
-    make_directory(loading)
-    engine = SqliteEngine(loading, filesystem=filesystem.info.volume_id, random_bytes=filesystem.world.random_bytes)
+    """Make a database in `directory` from a dump; give how many items it has, and the database's id. A failure leaves half of one there.
+
+    `random_bytes` draws its name key. One that is not `served` never gives a number, so nothing in the pool is looked at for it.
+    """
+    make_directory(directory)
+    engine = SqliteEngine(directory, filesystem=filesystem.info.volume_id, random_bytes=random_bytes)
     try:
         loader = _Loader(engine, filesystem, what)
         items = 0
@@ -90,7 +102,7 @@ def _load_into(
             loader.take(item)
             if items % _BATCH == 0:
                 progress("items", items, None)
-        loader.finish()
+        loader.finish(look_at_pool=served)
         progress("items", items, None)
         return items, database_id(engine)
     finally:
@@ -208,7 +220,7 @@ class _Loader:
     def _segment(self, sequence: int, blocks: int, stored_bytes: int) -> None:
         self._closed[sequence] = (blocks, stored_bytes)
 
-    def finish(self) -> None:
+    def finish(self, *, look_at_pool: bool) -> None:
         """Put what was counted, set the counters, and commit."""
         assert self._facts is not None, "a dump that ended well has a first item"
         self._end_inode()
@@ -224,14 +236,16 @@ class _Loader:
                 for each in self._live | self._closed
             ]
         )
-        for counter, least in self._least_numbers(self._facts).items():
+        for counter, least in self._least_numbers(self._facts, look_at_pool=look_at_pool).items():
             self._engine.take(counter, max(least - self._engine.next_of(counter), 0))
         self._engine.commit()
         self._engine.sync()
 
-    def _least_numbers(self, facts: dict[str, Any]) -> dict[Counter, int]:
+    def _least_numbers(self, facts: dict[str, Any], *, look_at_pool: bool) -> dict[Counter, int]:
         """Say from which number on each counter may give."""
         least = {counter: int(facts[counter.value]) for counter in Counter}
+        if not look_at_pool:
+            return least
         names = self._filesystem.names
         for growing in list_growing(self._filesystem.store, names):
             least[Counter.SEQUENCE] = max(least[Counter.SEQUENCE], growing.sequence + 1)
