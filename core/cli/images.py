@@ -1,16 +1,18 @@
-"""`blockyard image …`: create, ls, info, du, mv, rm, resize, import, export."""
+"""`blockyard image …`: create, ls, info, du, mv, rm, resize, children, import, export."""
 
 import sys
 import time
 
 import click
 
+from core.cli.clones import children, parent_facts
 from core.cli.options import SIZE, json_option, with_session
 from core.cli.output import Row, format_time, print_facts, print_json, print_table
 from core.cli.pool import algorithm_name
 from core.cli.session import Session
+from core.cli.snapshot_kinds import image_row
 from core.cli.transfer import export, import_
-from core.config import split_image_reference
+from core.config import split_image_reference, split_snapshot
 from core.errors import IntegrityError, UsageError
 from core.pool.pool import Pool
 from core.units import format_size
@@ -19,6 +21,7 @@ from core.volume.images import ImageInfo, create_image, image_info, image_names,
 from core.volume.reading import reading
 from core.volume.removal import finish_removals, remove_image
 from core.volume.resizing import resize_image
+from core.volume.snapshots import count_snapshots, find_snapshot
 
 
 @click.group()
@@ -28,6 +31,7 @@ def image() -> None:
 
 image.add_command(import_)
 image.add_command(export)
+image.add_command(children)
 
 
 @image.command()
@@ -53,14 +57,17 @@ def create(session: Session, image: str, size: int, as_json: bool) -> None:
 def list_(session: Session, pool: str, as_json: bool) -> None:
     """List the images of a pool. Their sizes are those of the last state that is durable."""
     with session.pool(pool) as opened:
-        rows = [_row(each, _size_now(opened, each)) for each in list_images(opened)]
+        rows = [_row(each, _size_now(opened, each), count_snapshots(opened, each)) for each in list_images(opened)]
     if as_json:
         print_json(rows)
         return
     print_table(
-        ("name", "size", "created"),
-        [(str(row["name"]), _shown(row["size_bytes"]), str(row["created"])) for row in rows],
-        right=("size",),
+        ("name", "size", "snapshots", "created"),
+        [
+            (str(row["name"]), _shown(row["size_bytes"]), str(row["snapshots"] or ""), str(row["created"]))
+            for row in rows
+        ],
+        right=("size", "snapshots"),
     )
 
 
@@ -69,20 +76,42 @@ def list_(session: Session, pool: str, as_json: bool) -> None:
 @json_option
 @with_session
 def info(session: Session, image: str, as_json: bool) -> None:
-    """Show what an image is."""
-    with session.pool_of_image(image) as (opened, name):
-        described = image_info(opened, name)
-        with reading(opened, name) as reader:
-            facts: Row = {
-                **_row(described, reader.size_bytes),
-                "algorithm": algorithm_name(described.algorithm),
-                "generation": reader.generation,
-                "epoch": reader.epoch,
-            }
+    """Show what an image or a snapshot of one is."""
+    with session.pool_of_image(image) as (opened, both):
+        facts = _image_facts(opened, both) if split_snapshot(both)[1] is None else _snapshot_facts(opened, both)
     if as_json:
         print_json(facts)
     else:
         print_facts([(name, _shown(value) if name == "size_bytes" else str(value)) for name, value in facts.items()])
+
+
+def _image_facts(opened: Pool, name: str) -> Row:
+    described = image_info(opened, name)
+    with reading(opened, name) as reader:
+        return {
+            **_row(described, reader.size_bytes, count_snapshots(opened, described)),
+            "algorithm": algorithm_name(described.algorithm),
+            "generation": reader.generation,
+            "epoch": reader.epoch,
+            **parent_facts(opened, described),
+        }
+
+
+def _snapshot_facts(opened: Pool, both: str) -> Row:
+    name, snapshot = split_snapshot(both)
+    assert snapshot is not None, "the caller looked"
+    found = image_row(find_snapshot(opened, name, snapshot))
+    with reading(opened, both) as reader:
+        algorithm = algorithm_name(image_info(opened, name).algorithm)
+        created = found["created"]
+        assert isinstance(created, int), "a time"
+        return {
+            **found,
+            "name": both,
+            "created": format_time(created),
+            "algorithm": algorithm,
+            "epoch": reader.epoch,
+        }
 
 
 @image.command()
@@ -170,10 +199,11 @@ def _size_now(opened: Pool, described: ImageInfo) -> int | None:
         return None
 
 
-def _row(described: ImageInfo, size_bytes: int | None) -> dict[str, str | int | None]:
+def _row(described: ImageInfo, size_bytes: int | None, snapshots: int = 0) -> dict[str, str | int | None]:
     return {
         "name": described.name,
         "size_bytes": size_bytes,
+        "snapshots": snapshots,
         "created": format_time(described.created),
         "id": described.volume_id.hex(),
     }

@@ -12,11 +12,13 @@ from typing import Final, NoReturn
 import click
 
 from core.cli.backup import backup
+from core.cli.clones import clone
 from core.cli.images import image
 from core.cli.keys import key
 from core.cli.options import PATH
 from core.cli.pool import pool
 from core.cli.session import Session
+from core.cli.snapshots import snapshot
 from core.errors import BlockyardError, exit_status_of
 
 VERBS: Final = "blockyard.verbs"
@@ -70,6 +72,8 @@ def blockyard(context: click.Context, config: Path | None) -> None:
 blockyard.add_command(pool)
 blockyard.add_command(key)
 blockyard.add_command(image)
+blockyard.add_command(snapshot)
+blockyard.add_command(clone)
 blockyard.add_command(backup)
 
 

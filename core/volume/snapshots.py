@@ -30,6 +30,7 @@ from core.volume.writer_requests import Wish, WriterRequests
 
 __all__ = [
     "Snapshot",
+    "count_snapshots",
     "create_snapshot",
     "find_snapshot",
     "list_snapshots",
@@ -131,6 +132,11 @@ def lease(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> Iterator[Callable[[]
 def list_snapshots(pool: Pool, image: str) -> list[Snapshot]:
     """Give an image's snapshots, oldest first."""
     return _records(pool, image).everything()
+
+
+def count_snapshots(pool: Pool, info: ImageInfo) -> int:
+    """Count an image's snapshots, cheaply; one that is just being renamed may count twice."""
+    return sum(1 for _ in pool.store.list(VolumeNames(info.prefix).snapshots))
 
 
 def find_snapshot(pool: Pool, image: str, name: str) -> Snapshot:
