@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from core import limits
@@ -25,7 +26,7 @@ from core.crypto.volume import VolumeKeys
 from core.errors import BlockyardError, WorldError
 from core.filesystem.leftovers import open_growing_table
 from core.format.segment import FIRST_DIGEST
-from core.store.contract import Appendable, Store
+from core.store.contract import Appendable, Store, forget_in
 from core.store.disk_cache import DiskCache
 from core.units import BLOCK_BYTES, Epoch, Sequence
 from core.volume.frame_cache import FrameCache
@@ -73,13 +74,11 @@ class FileReader:
         self._names = names
         self._keys = keys
         near: Store = store
-        forget: Callable[[str], None] = _forget_nothing
         if options.cache_dir is not None:
             directory = options.cache_dir / keys.pool_id.hex() / keys.volume_id.hex()
-            cache = DiskCache(store, directory, options.cache_bytes, world.random_bytes)
-            near, forget = cache, cache.forget
+            near = DiskCache(store, directory, options.cache_bytes, world.random_bytes)
         self.cache = FrameCache(options.ram_cache_bytes)
-        self.frames = FrameReader(near, names, keys, self.live, self.cache, forget, self._find_growing)
+        self.frames = FrameReader(near, names, keys, self.live, self.cache, partial(forget_in, near), self._find_growing)
         self.is_near = isinstance(store, Appendable)
         """A frame is a pread away, and no network."""
 
@@ -96,10 +95,6 @@ class FileReader:
     def read(self, entries: Items[int], out: memoryview) -> None:
         """Fill `out`, 4096 bytes an entry. IntegrityError if a segment is missing or bad; StoreError if the store fails."""
         self.frames.read_entries(entries, out)
-
-
-def _forget_nothing(_key: str) -> None:
-    return
 
 
 class FileLog:

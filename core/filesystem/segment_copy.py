@@ -14,6 +14,7 @@ The two functions are pure. A copier is used by one thread at a time.
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from core import limits
@@ -25,7 +26,7 @@ from core.format.frame import RecordKind
 from core.format.header import Kind
 from core.format.runs import Run
 from core.format.segment import FIRST_DIGEST, FrameTable
-from core.store.contract import GrowingFile, Store
+from core.store.contract import GrowingFile, Store, forget_in
 from core.units import BLOCK_BYTES, Epoch
 from core.units import Sequence as SequenceNumber
 from core.volume.block_map import entry_of
@@ -109,6 +110,21 @@ def still_live(owned: Iterable[OwnedRun], mapped: Sequence[Run | tuple[int, int,
                     yield OwnedRun(run.inode, first, count, run.entry + first - run.block)
 
 
+def united(runs: Iterable[OwnedRun]) -> list[OwnedRun]:
+    """Join runs of one segment, each block to be once in the result: several files may share it."""
+    answer: list[OwnedRun] = []
+    for run in sorted(runs, key=lambda each: each.entry):
+        if answer:
+            last = answer[-1]
+            overlap = last.entry + last.length - run.entry
+            is_same = (last.inode, last.entry - last.block) == (run.inode, run.entry - run.block)
+            if is_same and overlap >= 0:
+                answer[-1] = last._replace(length=max(last.length, run.entry + run.length - last.entry))
+                continue
+        answer.append(run)
+    return answer
+
+
 class SegmentCopier:
     """Reads old segments, objects or what a dead session left growing, and writes new ones. Blocking. One copier is for one copy: it
     keeps what it loaded until it is closed.
@@ -123,7 +139,7 @@ class SegmentCopier:
         self._world = world
         self._nonce = world.random_bytes(16)
         self._compressor = Compressor(compression)
-        self._reader = FrameReader(store, names, keys, {}, FrameCache(0), _forget_nothing)
+        self._reader = FrameReader(store, names, keys, {}, FrameCache(0), partial(forget_in, store))
         self._growing: list[GrowingFile] = []
 
     def load(self, sequence: int) -> list[OwnedRun]:
@@ -175,10 +191,6 @@ class SegmentCopier:
         segment.note_inode(run.inode)
         new = segment.write(run.block + at, count, memoryview(data))
         return Move(run.inode, run.block + at, count, old, new)
-
-
-def _forget_nothing(_key: str) -> None:
-    return
 
 
 assert limits.SEGMENT_BLOCKS * BLOCK_BYTES <= limits.SEGMENT_BYTES, (

@@ -25,6 +25,7 @@ from core.filesystem.removal import remove_filesystem
 from core.filesystem.serving import MetadataPlace, MetadataRecords, living_server
 from core.volume.removal import finish_removals
 from metadata_server.cli.care import check, dump, load
+from metadata_server.cli.copies import clone, restore
 from metadata_server.cli.inspect import count_mounts, df, quota, server_option, sessions, tls_option
 from metadata_server.cli.top import top
 from metadata_server.client.places import server_places
@@ -42,7 +43,7 @@ def fs_verb() -> None:
     """
 
 
-for _verb in (check, dump, load, sessions, df, quota, top):
+for _verb in (check, clone, dump, load, restore, sessions, df, quota, top):
     fs_verb.add_command(_verb)
 
 

@@ -187,7 +187,7 @@ def quota(
         opened = open_filesystem(pool, name)
 
     async def work(client: Client) -> Quota:
-        inode = await _resolve(client, path)
+        inode = await resolve(client, path)
         found = await _quota_of(client, inode)
         if limit_bytes is not None or limit_inodes is not None:
             wanted_bytes = found.limit_bytes if limit_bytes is None else _limit(limit_bytes, "--bytes")
@@ -221,7 +221,7 @@ async def _quota_of(client: Client, inode: int) -> Quota:
         raise
 
 
-async def _resolve(client: Client, path: str) -> int:
+async def resolve(client: Client, path: str) -> int:
     """Find the inode of a path within the filesystem."""
     inode = ROOT
     held = []

@@ -7,6 +7,7 @@ all changes since the last commit are as if they had never been made.
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from metadata_server.engine.rows import (
@@ -52,6 +53,12 @@ class Engine(Protocol):
 
     def checkpoint(self) -> None:
         """Tidy up what commits leave behind. From any one thread at a time; call it every few seconds."""
+
+    def replace_with(self, directory: Path) -> None:
+        """Commit, as one transaction, the names, inodes, maps, quotas and live counts of the database in `directory` in place of these.
+
+        Both have the same key of names. Segments that the other one does not know stay, without a live block.
+        """
 
     @property
     def log_bytes(self) -> int:
@@ -139,6 +146,17 @@ class Engine(Protocol):
 
     def abandoned_segments(self, limit: int) -> list[Segment]:
         """Give segments that are not closed and whose session is gone."""
+
+    # Families of inodes that share blocks (metadata_server.tree.shares).
+    def family(self, inode: int) -> int | None: ...
+    def family_members(self, family: int) -> list[int]: ...
+    def put_shares(self, rows: Iterable[tuple[int, int]]) -> None:
+        """Note (inode, family) of inodes that are in no family yet."""
+
+    def delete_share(self, inode: int) -> None: ...
+    def delete_family(self, family: int) -> None: ...
+    def is_living(self, family: int) -> bool:
+        """Say whether an inode of a family is there."""
 
     # Sessions.
     def put_session(self, row: SessionRow) -> None: ...

@@ -12,6 +12,10 @@ PAGED: Final = 16
 """The map of the file is in map pages, not in `content`."""
 DOMAIN: Final = 32
 """The directory has a quota of its own: what is below it is counted in its domain."""
+SHARED: Final = 64
+"""The file is of a family: others may have the same blocks in their maps."""
+WROTE: Final = 128
+"""Of a family, and segments may name it as the owner of blocks that others share."""
 SHOWN_FLAGS: Final = XATTRS | ORPHAN
 
 

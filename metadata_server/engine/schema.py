@@ -7,7 +7,8 @@ key finds them.
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2: since files may share blocks, and snapshots keep segments that no map points into. Version 1 is made 2 when it is opened."""
 
 BUSY_USAGE: Final = 1
 """busy: (1, directory of the domain, 0) → number = used blocks, extra = used inodes."""
@@ -40,5 +41,31 @@ CREATE TABLE range (first INTEGER PRIMARY KEY, count INTEGER, session INTEGER);
 CREATE TABLE segment (sequence INTEGER PRIMARY KEY, session INTEGER, live INTEGER, blocks INTEGER, stored_bytes INTEGER, share INTEGER);
 CREATE INDEX segment_sparse ON segment (share) WHERE share IS NOT NULL;
 CREATE INDEX segment_open ON segment (session) WHERE share IS NULL;
+CREATE TABLE share (inode INTEGER PRIMARY KEY, family INTEGER NOT NULL);
+CREATE INDEX share_family ON share (family);
 CREATE TABLE session (session INTEGER PRIMARY KEY, epoch INTEGER, token BLOB, client TEXT, made_ns INTEGER);
 """
+
+FROM_1: Final = """
+CREATE TABLE share (inode INTEGER PRIMARY KEY, family INTEGER NOT NULL);
+CREATE INDEX share_family ON share (family);
+UPDATE meta SET value = 2 WHERE name = 'version'
+"""
+"""What makes a database of version 1 one of version 2."""
+
+_WHOLE: Final = ("inode", "entry", "map_page", "doomed", "xattr", "domain", "orphan", "share")
+REPLACE: Final = (
+    "".join(f"DELETE FROM {table}; INSERT INTO {table} SELECT * FROM other.{table};" for table in _WHOLE)  # noqa: S608
+    + f"""
+DELETE FROM busy WHERE kind = {BUSY_USAGE};
+INSERT INTO busy SELECT * FROM other.busy WHERE kind = {BUSY_USAGE};
+UPDATE segment SET live = 0;
+UPDATE segment SET live = theirs.live, blocks = coalesce(segment.blocks, theirs.blocks),
+    stored_bytes = coalesce(segment.stored_bytes, theirs.stored_bytes)
+    FROM other.segment AS theirs WHERE theirs.sequence = segment.sequence;
+INSERT OR IGNORE INTO segment SELECT * FROM other.segment;
+UPDATE segment SET share = CASE WHEN live <= 0 THEN 0
+    ELSE min(live * {SPARSE_STEPS} / max(blocks, 1), {SPARSE_STEPS - 1}) + 1 END WHERE blocks IS NOT NULL
+"""  # noqa: S608
+)
+"""What makes the tree that of the database `other`. Numbers, sessions and their segment numbers stay."""

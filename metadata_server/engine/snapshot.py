@@ -42,7 +42,7 @@ class Snapshot(SqliteEngine):
             with Translated(self._path):
                 self._run("PRAGMA query_only=ON").fetchall()
                 self._run("BEGIN").fetchall()
-                self._meta = self._read_meta()
+                self._meta = self._read_meta(oldest=1)
             self._begin_counters()
         except BaseException:
             connection.close()
@@ -104,6 +104,14 @@ class Snapshot(SqliteEngine):
             if len(found) < limits.BATCH_ROWS:
                 return
             after = found[-1][:2]
+
+    def all_shares(self) -> list[tuple[int, int]]:
+        """Give (inode, family) of all that share blocks or did."""
+        return self._read("SELECT inode, family FROM share ORDER BY inode") if self._meta["version"] > 1 else []
+
+    def family(self, inode: int) -> int | None:
+        """As the engine's; in a database of version 1 nothing is shared."""
+        return super().family(inode) if self._meta["version"] > 1 else None
 
     # For people.
 

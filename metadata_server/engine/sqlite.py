@@ -41,6 +41,11 @@ def exists(directory: Path) -> bool:
 class SqliteEngine(SqliteConnection):
     """The engine; see the contract for what methods do."""
 
+    # Everything.
+
+    def replace_with(self, directory: Path) -> None:
+        self._change_with(directory, schema.REPLACE)
+
     # Inodes.
 
     def inode(self, number: int) -> Inode | None:
@@ -274,6 +279,28 @@ class SqliteEngine(SqliteConnection):
             (limit,),
         )
         return [Segment(*row) for row in rows]
+
+    # Families.
+
+    def family(self, inode: int) -> int | None:
+        rows = self._read("SELECT family FROM share WHERE inode = ?", (inode,))
+        return rows[0][0] if rows else None
+
+    def family_members(self, family: int) -> list[int]:
+        return [row[0] for row in self._read("SELECT inode FROM share WHERE family = ? ORDER BY inode", (family,))]
+
+    def put_shares(self, rows: Iterable[tuple[int, int]]) -> None:
+        self._change_many("INSERT OR IGNORE INTO share VALUES (?, ?)", rows)
+
+    def delete_share(self, inode: int) -> None:
+        self._change("DELETE FROM share WHERE inode = ?", (inode,))
+
+    def delete_family(self, family: int) -> None:
+        self._change("DELETE FROM share WHERE family = ?", (family,))
+
+    def is_living(self, family: int) -> bool:
+        statement = "SELECT 1 FROM share JOIN inode ON inode.number = share.inode WHERE family = ? LIMIT 1"
+        return bool(self._read(statement, (family,)))
 
     # Sessions.
 

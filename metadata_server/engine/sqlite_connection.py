@@ -89,6 +89,7 @@ class SqliteConnection:
             self._run(f"PRAGMA {pragma}").fetchall()
         if filesystem is not None and not self._run("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
             self._make(filesystem, random_bytes)
+        self._upgrade()
         self._meta = self._read_meta()
         if filesystem is not None and self._meta["filesystem"] != filesystem:
             raise UsageError(f"{self._path} belongs to another filesystem: name the data directory of this one")
@@ -106,12 +107,23 @@ class SqliteConnection:
         self._run_many("INSERT INTO meta VALUES (?, ?)", meta.items())
         self._run("COMMIT")
 
-    def _read_meta(self) -> dict[str, Any]:
+    def _upgrade(self) -> None:
+        try:
+            found = self._run("SELECT value FROM meta WHERE name = 'version'").fetchone()
+        except sqlite3.OperationalError:
+            return  # it is none of ours, which the next look says
+        if found is not None and found[0] == 1:
+            self._run("BEGIN IMMEDIATE")
+            for statement in schema.FROM_1.split(";"):
+                self._run(statement)
+            self._run("COMMIT")
+
+    def _read_meta(self, oldest: int = schema.VERSION) -> dict[str, Any]:
         try:
             meta = dict(self._run("SELECT name, value FROM meta"))
         except sqlite3.OperationalError as error:
             raise IntegrityError(f"{self._path} is no metadata database: {error}") from None
-        if meta.get("version") != schema.VERSION:
+        if not oldest <= meta.get("version", 0) <= schema.VERSION:
             raise IntegrityError(
                 f"{self._path} has version {meta.get('version')}, this program knows {schema.VERSION}: use a newer one"
             )
@@ -170,6 +182,21 @@ class SqliteConnection:
             if self._connection.in_transaction:
                 self._run("ROLLBACK")
             self._begin_counters(again=True)
+
+    def _change_with(self, directory: Path, statements: str) -> None:
+        """Run statements that read the database in `directory` as `other`, in a transaction of their own."""
+        with Translated(self._path):
+            self._run("ATTACH DATABASE ? AS other", (str(directory / DATABASE_NAME),))
+            try:
+                self._begin()
+                for statement in statements.split(";"):
+                    self._run(statement)
+                self.commit()
+            finally:
+                self._open_transaction = False
+                if self._connection is not None and self._connection.in_transaction:
+                    self._run("ROLLBACK")
+                self._run("DETACH DATABASE other")
 
     def sync(self) -> None:
         with self._syncing:

@@ -39,6 +39,8 @@ def dump_rows(
     for row in snapshot.domains():
         writer.put("quota", row.directory, row.parent, row.limit_bytes, row.limit_inodes, row.removed)
     _put_inodes(snapshot, writer, progress, use)
+    for number, family in snapshot.all_shares():
+        writer.put("share", number, family)
     total = snapshot.count("entry")
     for done, entry in enumerate(snapshot.all_entries()):
         if done % _STEP == 0:

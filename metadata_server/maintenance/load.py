@@ -123,6 +123,7 @@ class _Loader:
             "name": self._name,
             "xattr": self._xattr,
             "segment": self._segment,
+            "share": self._share,
         }
         self._facts: dict[str, Any] | None = None
         self._current: Inode | None = None
@@ -216,6 +217,9 @@ class _Loader:
 
     def _xattr(self, inode: int, name: bytes, value: bytes) -> None:
         self._engine.put_xattr(inode, name, value)
+
+    def _share(self, inode: int, family: int) -> None:
+        self._engine.put_shares([(inode, family)])
 
     def _segment(self, sequence: int, blocks: int, stored_bytes: int) -> None:
         self._closed[sequence] = (blocks, stored_bytes)

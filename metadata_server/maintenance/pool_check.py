@@ -199,7 +199,7 @@ def read_all_data(
 
     cache = FrameCache(_CACHE_BYTES)
     reader = FrameReader(
-        filesystem.store, filesystem.names, filesystem.keys, {}, cache, lambda _key: None, find_growing
+        filesystem.store, filesystem.names, filesystem.keys, {}, cache, lambda _key: False, find_growing
     )
     done = 0
     for part, _ in parts_in(snapshot, lambda _entry, _length: True):

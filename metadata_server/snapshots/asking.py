@@ -5,6 +5,7 @@ nobody answers there and nobody else serves the filesystem either, this process 
 mounts whose server has ended come back to it meanwhile, and go on with the next.
 """
 
+import errno
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 import trio
 
-from core.errors import LockedError, UsageError, WorldError
+from core.errors import AlreadyExistsError, IntegrityError, LockedError, NotFoundError, UsageError, WorldError
 from core.filesystem.filesystems import Filesystem
 from metadata_server.client.asking import ask_server
 from metadata_server.client.connection import Client
@@ -33,6 +34,12 @@ SERVER: Final = "BLOCKYARD_METADATA_SERVER"
 TLS: Final = "BLOCKYARD_METADATA_TLS"
 T = TypeVar("T")
 Facts = dict[str, Any]
+_KINDS: Final = {
+    errno.ENOENT: NotFoundError,
+    errno.EEXIST: AlreadyExistsError,
+    errno.EBUSY: LockedError,
+    errno.EBADMSG: IntegrityError,
+}
 
 
 def with_server(filesystem: Filesystem, environment: Mapping[str, str], work: Callable[[Client], Awaitable[T]]) -> T:
@@ -75,7 +82,8 @@ async def run_task(client: Client, kind: bytes, arguments: Facts, progress: Prog
         await trio.sleep(wait_s)
         wait_s = min(1.5 * wait_s, 0.5)
     if state.errno:
-        raise OperationError(state.errno, state.text)
+        kind = _KINDS.get(state.errno)
+        raise OperationError(state.errno, state.text) if kind is None else kind(state.text)
     result: Facts = msgpack.unpackb(state.result)
     return result
 

@@ -8,6 +8,7 @@ from core.errors import BlockyardError
 from metadata_server.claim import Claim
 from metadata_server.protocol.requests import AskTask, BeginTask
 from metadata_server.runtime.server import Background, Server
+from metadata_server.snapshots.grafter import Grafter
 from metadata_server.snapshots.maker import Maker
 from metadata_server.snapshots.tasks import Facts, Task, Tasks
 from metadata_server.space.guard import Guard
@@ -16,6 +17,9 @@ _LOG = logging.getLogger("blockyard.snapshots")
 _RETRY_S = 30.0
 
 CREATE = b"create-snapshot"
+CLONE = b"clone"
+RESTORE = b"restore"
+ROLLBACK = b"rollback"
 
 
 def snapshot_background(claim: Claim, guard: Guard) -> Background:
@@ -30,11 +34,15 @@ def snapshot_background(claim: Claim, guard: Guard) -> Background:
             made = await maker.make(str(arguments["name"]), task.progress, protect=bool(arguments["protect"]))
             return {"name": made.name}
 
-        tasks = Tasks({CREATE: create})
+        grafter = Grafter(filesystem, directory, server, guard)
+        kinds = {CREATE: create, CLONE: grafter.clone, RESTORE: grafter.restore, ROLLBACK: grafter.rollback}
+        tasks = Tasks(kinds)
         server.answer(BeginTask.opcode, tasks.begin)
         server.answer(AskTask.opcode, tasks.ask)
-        await _clear_up(maker)
-        await tasks.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(grafter.let_go)
+            await _clear_up(maker)
+            await tasks.run()
 
     return keep_tasks
 

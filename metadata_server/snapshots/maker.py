@@ -14,6 +14,7 @@ Trio thread; what reads the database or the pool runs in threads beside. One sna
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from metadata_server.runtime.server import Server
 from metadata_server.snapshots import limits
 from metadata_server.space.guard import Guard, Sequences
 
+SCRATCH_SUFFIX: Final = ".scratch"
 MAKING_SUFFIX: Final = ".making"
 _RUN_TYPE: Final = np.dtype([("block", "<u8"), ("length", "<u4"), ("entry", "<u8")])
 
@@ -70,6 +72,8 @@ class Maker:
         """Remove what was left half made: by a server that crashed, or by a removal that was interrupted."""
         for left in self._directory.glob(f"*{MAKING_SUFFIX}"):
             left.unlink(missing_ok=True)
+        for scratch in self._directory.glob(f"*{SCRATCH_SUFFIX}"):
+            await trio.to_thread.run_sync(shutil.rmtree, scratch, True)
         await trio.to_thread.run_sync(self._snapshots.remove_unmade)
 
     async def make(self, name: str, progress: Progress, *, protect: bool) -> FilesystemSnapshot:

@@ -18,7 +18,7 @@ from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
 from core.pool.pool import Pool
 from metadata_server.maintenance.inventory import Progress
 from metadata_server.snapshots.asking import run_task, with_server
-from metadata_server.snapshots.background import CREATE
+from metadata_server.snapshots.background import CREATE, ROLLBACK
 
 
 class FilesystemProvider:
@@ -57,6 +57,16 @@ class FilesystemProvider:
         del session
         pool.keys.require_writer("protecting a snapshot")
         return _row(FilesystemSnapshots(open_filesystem(pool, name)).protect(snapshot, on=on))
+
+    def rollback_snapshot(self, session: Session, pool: Pool, name: str, snapshot: str) -> Row:
+        """Make the filesystem what it was at a snapshot, with nobody mounting it; what was written since stays in other snapshots alone."""
+        filesystem = open_filesystem(pool, name)
+        pool.keys.require_writer("rolling a filesystem back")
+        found = FilesystemSnapshots(filesystem).get(snapshot)
+        arguments = {"snapshot": snapshot}
+        with task_bar() as progress:
+            with_server(filesystem, session.environment, lambda client: run_task(client, ROLLBACK, arguments, progress))
+        return _row(found)
 
 
 PROVIDER: Final = FilesystemProvider()

@@ -52,6 +52,9 @@ class Ledger(Protocol):
     def map_runs(self, inode: int, block: int, length: int) -> Iterable[Run | tuple[int, int, int]]:
         """Give the runs of a part of a file's map; none for an inode that is gone."""
 
+    def owners(self, inode: int) -> Sequence[int]:
+        """Give the files whose maps may point at blocks that a segment says are this one's: itself, and who shares with it."""
+
     def used_blocks(self) -> int:
         """Count the blocks that all maps together point at."""
 

@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from core import limits as core_limits
-from core.filesystem.segment_copy import OwnedRun, SegmentCopier, still_live
+from core.filesystem.segment_copy import OwnedRun, SegmentCopier, still_live, united
 from metadata_server.space import limits
 from metadata_server.space.ledger import Ledger
 from metadata_server.space.pool import SegmentPool
@@ -49,9 +49,10 @@ class Mover:
 
     async def _move(self, copier: SegmentCopier, sequences: Sequence[int]) -> int:
         live: list[OwnedRun] = []
+        holders: dict[int, set[int]] = {}
         room = core_limits.SEGMENT_BLOCKS
         for sequence in sequences:
-            live += await self._live_runs(await trio.to_thread.run_sync(copier.load, sequence))
+            live += await self._live_runs(await trio.to_thread.run_sync(copier.load, sequence), holders)
             if sum(run.length for run in live) >= room:
                 break
         if not live:
@@ -59,7 +60,9 @@ class Mover:
         number = await self._ledger.take_number()
         try:
             copied = await trio.to_thread.run_sync(copier.copy, *number, live)
-            moves = sorted(copied.moves)  # map pages are read and written once for a slice, so neighbours go together
+            # The copy names the owner that the old segment named; its place is told to all that share with it.
+            moves = sorted(move._replace(inode=each) for move in copied.moves for each in holders[move.inode])
+            # Map pages are read and written once for a slice, so neighbours go together.
             for start in range(0, len(moves), limits.SLICE):
                 await self._ledger.relocate(moves[start : start + limits.SLICE])
             await self._ledger.note_closed(number.sequence, copied.blocks, copied.stored_bytes)
@@ -71,16 +74,25 @@ class Mover:
         self.moved_blocks += copied.blocks
         return copied.blocks
 
-    async def _live_runs(self, owned: Sequence[OwnedRun]) -> list[OwnedRun]:
-        """Find what is live, looking at a few map pages of a file at a time; in the order of the places, to be read in one sweep."""
+    async def _live_runs(self, owned: Sequence[OwnedRun], holders: dict[int, set[int]]) -> list[OwnedRun]:
+        """Find what is live in any file that shares it, looking at a few map pages of a file at a time; note who has something of whom.
+
+        In the order of the places, to be read in one sweep.
+        """
         live: list[OwnedRun] = []
-        for number, (window, runs) in enumerate(groupby(sorted(owned), _window)):
+        for number, (window, group) in enumerate(groupby(sorted(owned), _window)):
             inode, pages = window
-            mapped = list(
-                self._ledger.map_runs(inode, pages * _WINDOW_BLOCKS, _WINDOW_BLOCKS + core_limits.SEGMENT_BLOCKS)
-            )
-            live += still_live(runs, mapped)
-            if number % limits.SLICE == limits.SLICE - 1 or len(mapped) > limits.SLICE:
+            runs, found, looked = list(group), list[OwnedRun](), 0
+            for owner in self._ledger.owners(inode):
+                begin, length = pages * _WINDOW_BLOCKS, _WINDOW_BLOCKS + core_limits.SEGMENT_BLOCKS
+                mapped = list(self._ledger.map_runs(owner, begin, length))
+                its = list(still_live(runs, mapped))
+                if its:
+                    holders.setdefault(inode, set()).add(owner)
+                    found += its
+                looked += len(mapped)
+            live += united(found)
+            if number % limits.SLICE == limits.SLICE - 1 or looked > limits.SLICE:
                 await trio.lowlevel.checkpoint()
         return sorted(live, key=_place)
 

@@ -112,6 +112,10 @@ class TreeLedger:
             return []  # there is no such file any more
         return list(unpack_runs(packed, f"the map of inode {inode}"))
 
+    def owners(self, inode: int) -> Sequence[int]:
+        """Its family, whether it is there itself or not."""
+        return self._tree.owners(inode)
+
     def used_blocks(self) -> int:
         """As the filesystem's quota counts."""
         return Space.decode(self._tree.apply(OWN_SESSION, Space())[0]).used_bytes // BLOCK_BYTES

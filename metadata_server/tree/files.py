@@ -8,7 +8,7 @@ from core.errors import IntegrityError
 from core.format.runs import unpack_runs
 from core.units import BLOCK_BYTES
 from core.volume.block_map import POSITION_BITS
-from metadata_server.engine.rows import Inode
+from metadata_server.engine.rows import SHARED, WROTE, Inode
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Update
 from metadata_server.protocol.requests import Commit, ReadMap
@@ -89,6 +89,8 @@ def _update(state: State, row: Inode, update: Update, runs: pages.Runs, live: se
         maps.cut(state, row, -(-lowest // BLOCK_BYTES), live)
     if runs:
         maps.lay(state, row, runs, live)
+        if row.flags & SHARED:
+            row.flags |= WROTE
     row.size = size
     row.mtime_ns = mtime_ns
     row.ctime_ns = max(row.ctime_ns, ctime_ns)

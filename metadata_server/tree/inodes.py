@@ -3,12 +3,12 @@
 import errno
 import stat
 
-from metadata_server.engine.rows import ORPHAN, XATTRS
+from metadata_server.engine.rows import ORPHAN, SHARED, XATTRS
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
 from metadata_server.protocol.requests import Acquire, SetAttributes
 from metadata_server.protocol.requests import Touch as TouchTimes
-from metadata_server.tree import acl, maps
+from metadata_server.tree import acl, maps, shares
 from metadata_server.tree.segments import Deltas, settle
 from metadata_server.tree.state import NO_GRANTS, Access, Answer, State, Touch, attributes
 
@@ -82,10 +82,13 @@ def note_access(state: State, request: TouchTimes) -> Answer:
 
 
 def drop_orphan(state: State, number: int) -> None:
-    """Delete an inode without a name, with all it holds; nothing if it is none."""
+    """Delete an inode without a name, with all it holds; nothing if it is none, or is being built."""
     rows = state.rows
     row = rows.inode(number)
-    if row is None or not row.flags & ORPHAN:
+    if row is None or not row.flags & ORPHAN or number in state.building:
+        return
+    if stat.S_ISDIR(row.mode) and row.size:
+        state.abandoned.add(number)  # what was built aside and got no name; it is taken apart little by little
         return
     live: Deltas = {}
     if stat.S_ISREG(row.mode):
@@ -96,3 +99,5 @@ def drop_orphan(state: State, number: int) -> None:
     rows.charge(row.domain, 0, -1)
     rows.remove_orphan(number)
     rows.discard(number)
+    if row.flags & SHARED:
+        shares.dropped(state, row)

@@ -49,6 +49,10 @@ class State:
     def __init__(self, rows: WorkingSet, now_ns: Callable[[], int]) -> None:
         self.rows = rows
         self.now_ns = now_ns
+        self.building: set[int] = set()
+        """Inodes without a name that a graft builds, or that wait for their name (tree.grafts)."""
+        self.abandoned: set[int] = set()
+        """Directories without a name that have something in them: they are taken apart little by little."""
         self.listed: tuple[object, int, Any] | None = None
         """The last listing that was looked at and not yet answered: (request, version of the rows, what was found)."""
 

@@ -13,6 +13,7 @@ engine.
 
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from core.errors import IntegrityError
@@ -22,7 +23,20 @@ from metadata_server.engine.rows import DOMAIN, AnswerRow, Domain, EntryRow, Ino
 from metadata_server.engine.working_set import WorkingSet
 from metadata_server.protocol import requests
 from metadata_server.protocol.model import ROOT, Attributes
-from metadata_server.tree import files, inodes, limits, maps, names, pages, quotas, rename, segments, xattrs
+from metadata_server.tree import (
+    files,
+    grafts,
+    inodes,
+    limits,
+    maps,
+    names,
+    pages,
+    quotas,
+    rename,
+    segments,
+    shares,
+    xattrs,
+)
 from metadata_server.tree.state import Access, Answer, State, Touch, attributes
 
 __all__ = ["Access", "Touch", "Tree"]
@@ -39,6 +53,7 @@ _TOUCHES: Final[dict[type[requests.Request[Any]], Touches]] = {
     requests.Link: names.touch_link,
     requests.Remove: names.touch_remove,
     requests.Rename: rename.touch,
+    requests.Attach: grafts.touch_attach,
     requests.SetAttributes: inodes.touch_attributes,
     requests.GetXattrs: xattrs.touch_get,
     requests.SetXattr: xattrs.touch_change,
@@ -54,6 +69,7 @@ _APPLY: Final[dict[type[requests.Request[Any]], Apply]] = {
     requests.Link: names.link,
     requests.Remove: names.remove,
     requests.Rename: rename.rename,
+    requests.Attach: grafts.attach,
     requests.SetAttributes: inodes.set_attributes,
     requests.ReadMap: files.read_map,
     requests.GetXattrs: xattrs.get,
@@ -122,6 +138,23 @@ class Tree:
         """Tidy up what commits leave behind in the database. From any one thread at a time."""
         self._engine.checkpoint()
 
+    def replace_with(self, directory: Path) -> None:
+        """Make names, inodes, maps, quotas and live counts those of the database in `directory`, in one transaction; committed on return.
+
+        Numbers go on, and so do sessions. Nobody holds a lease on anything. A failure leaves everything as it was.
+        """
+        try:
+            self._engine.replace_with(directory)
+        finally:
+            self._rows.rollback()
+            self._state.building.clear()
+            self._state.abandoned.clear()
+
+    @property
+    def name_key(self) -> bytes:
+        """What the cookies of names are keyed with."""
+        return self._engine.name_key
+
     @property
     def filesystem(self) -> bytes:
         """The id of the filesystem this tree is of."""
@@ -148,12 +181,29 @@ class Tree:
 
     def clean(self, most: int = limits.SLICE_PAGES) -> bool:
         """Take one slice of what huge deleted files left out of the accounts; say whether more is left. Call it when nothing else waits."""
+        if self._state.abandoned:
+            return grafts.dismantle(self._state, most) or self.cleaning
         return maps.clean(self._state, most)
 
     @property
     def cleaning(self) -> bool:
         """Whether `clean` has something to do."""
-        return bool(self._rows.doomed)
+        return bool(self._rows.doomed or self._state.abandoned)
+
+    # Grafts.
+
+    def graft(self, source: grafts.Source, number: int, directory: int) -> grafts.Graft:
+        """Begin to copy what is under a number in `source`, to get a name in `directory` later. ESTALE if either is not there."""
+        return grafts.Graft(self._state, source, number, directory)
+
+    def abandon(self, inode: int) -> None:
+        """Let go of what a graft built, if it got no name: it goes for good, little by little."""
+        self._state.building.discard(inode)
+        self.drop_orphan(inode)
+
+    def owners(self, inode: int) -> list[int]:
+        """Give the inodes whose maps may point at blocks that a segment says are an inode's."""
+        return shares.owners(self._state, inode)
 
     # Sessions.
 
