@@ -37,9 +37,10 @@ def _signed_bytes(header: bytes, offset: int, sealed: Buffer) -> bytes:
 
 
 def require_signer(keys: VolumeKeys) -> None:
-    """Return if these keys may write; otherwise raise ReadOnlyError."""
+    """Return if these keys may write: a writer's whom the pool lists, and has not retired. Otherwise raise ReadOnlyError."""
     if keys.signer is None:
         raise ReadOnlyError("this key opens the pool for reading only; use a writer's key to change it")
+    keys.verifiers.require_active(keys.signer.writer_id)
 
 
 def seal_end(keys: VolumeKeys, header: bytes, aead: Aead, payload: bytes, offset: int) -> tuple[bytes, bytes, bytes]:

@@ -4,13 +4,15 @@ Safety never rests on it: the barrier does that (invariant 2). A record names ho
 process on the same host is dead at once; an owner on another host is dead when its heartbeat is older than the lease.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
-from core.errors import IntegrityError, LockedError, StoreError
+from core.errors import IntegrityError, KeyRefusedError, LockedError, StoreError
+from core.format.envelope import require_signer
 from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
 from core.store.contract import ObjectMissingError, Store
 from core.volume.names import VolumeNames
@@ -80,6 +82,7 @@ class OwnerLock:
     ) -> None:
         self._store = store
         self._key = names.lock
+        self._volume_keys = keys
         self._keys = volume_record_keys(keys)
         self._name = name
         self._refusal = refusal
@@ -105,7 +108,11 @@ class OwnerLock:
         )
 
     def acquire(self, *, force: bool) -> None:
-        """Write our record, or raise LockedError naming a living owner; `force` writes it all the same."""
+        """Write our record, or raise LockedError naming a living owner; `force` writes it all the same.
+
+        ReadOnlyError if our key is no writer's of the pool, or no more.
+        """
+        require_signer(self._volume_keys)
         owner = None if force else self.read()
         if owner is not None and is_alive(owner, self._world, process_start(owner.pid)):
             raise LockedError(self._refusal.format(name=self._name, owner=owner.describe()))
@@ -126,7 +133,12 @@ class OwnerLock:
         self._store.overwrite(self._key, sealed)
 
     def renew(self) -> bool:
-        """Renew the heartbeat of a record that is still ours; another's is left alone. Say whether it was ours."""
+        """Renew the heartbeat of a record that is still ours; another's is left alone. Say whether it was ours.
+
+        Learns of newer keys of the volume. ReadOnlyError if our signing key was retired: then nothing may be written any more.
+        """
+        with contextlib.suppress(IntegrityError):  # a bad record that somebody put must not stop a writer that is well
+            self._volume_keys.refresh()
         if not self.is_ours():
             return False
         self.beat()
@@ -146,12 +158,19 @@ class OwnerLock:
             self._store.delete(self._key)
 
 
+def living_owner(lock: OwnerLock, world: World) -> Owner | None:
+    """Give the owner on record if it is alive."""
+    owner = lock.read()
+    return owner if owner is not None and is_alive(owner, world, process_start(owner.pid)) else None
+
+
 class ReaderLease:
     """A reader's word to the collector: keep what it still needs. Renewed by heartbeat, ends by itself."""
 
     def __init__(self, store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> None:
         self._store = store
         self._key = f"{names.readers}{world.random_bytes(16).hex()}"
+        self._ring = keys.ring
         self._keys = volume_record_keys(keys)
         self._world = world
         self._beaten_s = 0.0
@@ -163,6 +182,9 @@ class ReaderLease:
 
         A store that lets us only read keeps no lease; `refused` tells.
         """
+        if self._ring is not None:
+            with contextlib.suppress(IntegrityError, KeyRefusedError, StoreError):
+                self._ring.refresh()  # so that no old key is needed for our lease
         begun_s = self._world.now()
         record = {"generation": pin.generation, "checkpoint": pin.checkpoint, "heartbeat_ms": int(begun_s * 1000)}
         sealed = seal_record(self._keys, RecordKind.LEASE, self._key, record, self._world.random_bytes)
