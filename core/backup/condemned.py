@@ -1,5 +1,6 @@
 """Condemnations: lists of packs that a prune is going to delete, durable before it asks who is at work. Stateless."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.backup import limits
@@ -49,3 +50,8 @@ def condemnations(vault: Vault) -> list[Condemnation]:
         packs = frozenset((part[:16], int.from_bytes(part[16:], "little")) for part in parts)
         found.append(Condemnation(bytes.fromhex(info.key.removeprefix(vault.names.condemned)), packs))
     return found
+
+
+def packs_of(condemned: Iterable[Condemnation]) -> frozenset[PackName]:
+    """Give all the packs they name."""
+    return frozenset(name for each in condemned for name in each.packs)

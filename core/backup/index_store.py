@@ -14,13 +14,17 @@ from core.format.pack import PackTable, join_tables, object_header, open_table, 
 from core.store.contract import ObjectMissingError, ObjectShortError
 
 SALT_BYTES = 32
+_TRIES = 5
 
 
 def load_indexes(vault: Vault) -> dict[str, PackTable]:
     """Give the table of every index object, by its key. Costs one list and a get for each; they are few (a run puts one)."""
-    keys = [info.key for info in vault.store.list(vault.names.indexes)]
     with ThreadPoolExecutor(limits.STORE_THREADS, thread_name_prefix="index") as threads:
-        tables = list(threads.map(lambda key: _load_index(vault, key), keys))
+        for _ in range(_TRIES):
+            keys = [info.key for info in vault.store.list(vault.names.indexes)]
+            tables = list(threads.map(lambda key: _load_index(vault, key), keys))
+            if all(table is not None for table in tables):
+                break  # else a prune put another one after we listed, and removed this one
     return {key: table for key, table in zip(keys, tables, strict=True) if table is not None}
 
 

@@ -9,11 +9,13 @@ A run puts its lease before it loads the index, and once it has loaded the conde
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from core import limits
+from core.backup.limits import DESERTED_KEPT_S
 from core.backup.vault import Vault
 from core.errors import BlockyardError, IntegrityError, StoreError
 from core.format.record import RecordKind, RecordValue
@@ -30,10 +32,16 @@ class LeaseRecord:
     nonce: bytes
     owner: Owner
     knows: frozenset[bytes]
+    ended: bool = False
+    """Whether the run failed and said so: its packs wait for the next one."""
 
     def lives(self, world: World) -> bool:
         """Say whether it has not run out. A process that is gone does not count here: another container may see other processes."""
-        return world.now() - self.owner.heartbeat_s < limits.LOCK_LEASE_S
+        return not self.ended and world.now() - self.owner.heartbeat_s < limits.LOCK_LEASE_S
+
+    def forgotten(self, world: World) -> bool:
+        """Say whether it ended so long ago that nobody will go on from what it left."""
+        return world.now() - self.owner.heartbeat_s > DESERTED_KEPT_S
 
     def deserted(self, world: World) -> bool:
         """Say whether nobody seems to work under it any more, so that its packs can be taken over."""
@@ -41,12 +49,16 @@ class LeaseRecord:
 
 
 class Lease:
-    """This process's lease; a context manager that renews it meanwhile. `required`: a store that takes none is an error."""
+    """This process's lease; a context manager that renews it meanwhile. `required`: a store that takes none is an error.
 
-    def __init__(self, vault: Vault, *, required: bool) -> None:
+    `also` is called with every renewal.
+    """
+
+    def __init__(self, vault: Vault, *, required: bool, also: Callable[[], object] = bool) -> None:
         self.nonce = vault.world.random_bytes(ID_BYTES)
         self._vault = vault
         self._required = required
+        self._also = also
         self._key = vault.names.leases + self.nonce.hex()
         self._knows: tuple[bytes, ...] = ()
         self._beating = threading.Lock()
@@ -80,7 +92,7 @@ class Lease:
         else:
             # The record stays, run out: it leads the next run to the packs of this one.
             with contextlib.suppress(BlockyardError):
-                self._put(0)
+                self._put(ended=True)
 
     def learn(self, condemnations: tuple[bytes, ...]) -> None:
         """Say that these condemnations are known and respected; durable on return."""
@@ -95,20 +107,21 @@ class Lease:
     def _beat(self) -> None:
         with self._beating:
             begun_s = self._vault.world.monotonic()
-            self._put(int(self._vault.world.now() * 1000))
+            self._put(ended=False)
             if begun_s - self._beaten_s >= limits.LOCK_LEASE_S:
                 self._lapsed = True
             self._beaten_s = begun_s
 
-    def _put(self, heartbeat_ms: int) -> None:
+    def _put(self, *, ended: bool) -> None:
         world = self._vault.world
         values: dict[str, RecordValue] = {
             "host": world.hostname,
             "boot": world.boot_id,
             "pid": world.pid,
             "started": process_start(world.pid),
-            "heartbeat_ms": heartbeat_ms,
+            "heartbeat_ms": int(world.now() * 1000),
             "knows": b"".join(self._knows),
+            "ended": ended,
         }
         self._vault.records.overwrite(RecordKind.LEASE, self._key, values)
 
@@ -116,6 +129,7 @@ class Lease:
         while not self._end.wait(limits.LOCK_HEARTBEAT_S):
             try:
                 self._beat()
+                self._also()
             except BlockyardError:
                 continue  # `held` tells when it was too long
 
@@ -139,7 +153,7 @@ def leases(vault: Vault) -> list[LeaseRecord]:
                 nonce,
                 fields.integer("heartbeat_ms") / 1000,
             )
-            found.append(LeaseRecord(nonce, owner, knows))
+            found.append(LeaseRecord(nonce, owner, knows, fields.flag("ended")))
         except (IntegrityError, ValueError):
             unknown = Owner("", "", 0, "", b"", vault.world.now())
             found.append(LeaseRecord(b"", unknown, frozenset()))

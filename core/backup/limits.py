@@ -41,6 +41,14 @@ TREE_ENTRIES: Final = 256
 """Entries after which a piece of a directory's listing ends at the latest."""
 CONDEMNED_PACKS: Final = 2048
 """Packs that one record of condemnation names."""
+DESERTED_KEPT_S: Final = 24 * 3600.0
+"""What an interrupted run stored waits so long for the next one; then a prune takes it."""
+UNUSED_SHARE: Final = 0.1
+"""Bytes that nobody needs, as a share of those needed, that a prune leaves in packs for the sake of not copying."""
+SMALL_PACKS: Final = 16
+"""Packs below a quarter of the full size that a prune leaves alone."""
+INDEXES_KEPT: Final = 16
+"""Index objects that a prune with nothing else to do leaves alone."""
 CHAIN: Final = 1 << 20
 """Manifests followed from child to parent before a chain counts as a ring."""
 

@@ -5,11 +5,12 @@ A `Visit` belongs to the block it was opened for. The order is the point: lease,
 """
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
-from core.backup.chunk_index import ChunkIndex
+from core.backup.chunk_index import ChunkIndex, PackName
 from core.backup.chunk_reader import ChunkReader
-from core.backup.condemned import condemnations
+from core.backup.condemned import condemnations, packs_of
 from core.backup.index_store import load_indexes, load_pack_table, put_indexes
 from core.backup.leases import Lease, drop_lease, leases
 from core.backup.vault import Vault
@@ -38,8 +39,8 @@ def writing(vault: Vault) -> Iterator[Visit]:
         known = condemnations(vault)
         lease.learn(tuple(each.id for each in known))
         tables = load_indexes(vault)
-        tables |= adopt_packs(vault, lease.nonce, tables)
-        condemned = frozenset().union(*(each.packs for each in known))
+        condemned = packs_of(known)
+        tables |= adopt_packs(vault, lease.nonce, tables, condemned)
         visit = Visit(vault, lease, ChunkIndex(join_tables(list(tables.values())), condemned))
         try:
             yield visit
@@ -58,10 +59,13 @@ def reading(vault: Vault) -> Iterator[Visit]:
             visit.reader.close()
 
 
-def adopt_packs(vault: Vault, nonce: bytes, tables: dict[str, PackTable]) -> dict[str, PackTable]:
+def adopt_packs(
+    vault: Vault, nonce: bytes, tables: dict[str, PackTable], condemned: AbstractSet[PackName]
+) -> dict[str, PackTable]:
     """Put an index object for the packs of runs that died before they put their own; give the tables by a made-up key.
 
-    The lease of a dead run leads to its packs, and goes once they are indexed; a lease that has not run out stays.
+    The lease of a dead run leads to its packs, and goes once they are indexed; a lease that has not run out stays. What is condemned
+    is not adopted: no index may tell of a pack again that a prune is about to delete.
     """
     adopted: dict[str, PackTable] = {}
     for each in leases(vault):
@@ -70,7 +74,8 @@ def adopt_packs(vault: Vault, nonce: bytes, tables: dict[str, PackTable]) -> dic
         found = []
         known = {name for table in tables.values() for name in ChunkIndex(table).names if name[0] == each.nonce}
         for info in list(vault.store.list(vault.names.packs_of(each.nonce))):
-            if vault.names.pack_of(info.key) not in known:
+            name = vault.names.pack_of(info.key)
+            if name not in known and name not in condemned:
                 table = load_pack_table(vault, info.key)
                 if table is not None:
                     found.append(table)

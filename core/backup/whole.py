@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from core.backup.chunk_index import ChunkIndex
 from core.backup.chunk_reader import ChunkReader
-from core.backup.condemned import condemnations
+from core.backup.condemned import condemnations, packs_of
 from core.backup.index_store import load_indexes
 from core.backup.manifest import Manifest
 from core.backup.table import Fetch, walk
@@ -23,7 +23,7 @@ def needed_ids(manifests: Iterable[Manifest], fetch: Fetch) -> Iterator[Ids]:
 
 def still_whole(vault: Vault, manifest: Manifest) -> bool:
     """Say whether every chunk of a backup stands in a pack that is not condemned, as of now."""
-    condemned = frozenset().union(*(each.packs for each in condemnations(vault)))
+    condemned = packs_of(condemnations(vault))
     table = join_tables(list(load_indexes(vault).values()))
     index = ChunkIndex(table, condemned)
     reader = ChunkReader(vault, index, lambda: index)
