@@ -65,6 +65,39 @@ IDLE_SEAL_S: Final = 2.0
 CHECKPOINT_SEGMENTS: Final = 256
 """Log segments after which a checkpoint is written; bounds the replay at open."""
 CHECKPOINT_DIRTY_PAGES: Final = 8192
+CHECKPOINT_BYTES: Final = 64 * MIB
+"""A checkpoint is due when so much was logged since the last, or a quarter of what is live, if that is more: old places are freed by it."""
+
+# Repacking, in the background of a writer.
+REPACK_BUSY_BOUND: Final = 1.6
+"""While somebody writes, segments are repacked when they take more than this times what is live in them: copies stay below what is written."""
+REPACK_IDLE_BOUND: Final = 1.2
+"""The same while nobody writes."""
+REPACK_MOST_SHARE: Final = 0.9
+"""A segment of which more is live is never repacked: it frees too little for what it costs."""
+REPACK_IDLE_S: Final = 5.0
+"""Without a write for so long nobody writes."""
+REPACK_BATCH: Final = 64
+"""Segments chosen at once."""
+REPACK_STEP_BLOCKS: Final = 1024
+"""Blocks copied in one step of the housekeeping thread, roughly."""
+REPACK_HOLD_BLOCKS: Final = 64
+"""Blocks copied in one hold of the image's lock."""
+REPACK_BACKLOG: Final = 2
+"""With more closed segments waiting for the store, repacking gives way."""
+REPACK_LOOK_S: Final = 2.0
+REPACK_IDLE_BYTES_PER_S: Final = 64 * MIB
+REPACK_BUSY_BYTES_PER_S: Final = 24 * MIB
+"""Grows to four times as much as what segments take outgrows the bound."""
+REPACK_SMALL_BLOCKS: Final = 128
+REPACK_SMALL_COUNT: Final = 64
+"""So many segments with so few blocks each are put together in idle moments."""
+REPACK_CACHE_BYTES: Final = 4 * MIB
+RECLAIM_IDLE_SHARE: Final = 0.05
+RECLAIM_BUSY_SHARE: Final = 0.3
+"""A checkpoint is written for its deletions alone when dead segments take this share of what is live."""
+RECLAIM_BYTES: Final = 1 * MIB
+"""Less than this waits for other reasons."""
 
 # Filesystems.
 FILE_BYTES: Final = 16 * TIB
@@ -126,6 +159,8 @@ assert SEGMENT_BLOCKS <= SEGMENT_FRAMES, "a frame holds at least one block"
 assert SEGMENT_BLOCKS * BLOCK_BYTES < SEGMENT_BYTES, "incompressible blocks with headers and index fit"
 assert SEGMENT_FRAMES * BLOCKS_PER_FRAME <= 1 << 16, "a position is 16 bits of a map entry"
 assert POOL_WRITERS * 128 < RECORD_BYTES, "a description with every writer fits in a record"
+assert REPACK_IDLE_BOUND + RECLAIM_IDLE_SHARE < 1.3, "what an idle image takes beside what is live"
+assert REPACK_IDLE_BOUND * REPACK_MOST_SHARE > 1, "when nothing may be chosen, what is left is within the bound"
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
 assert LOCK_HEARTBEAT_S * 3 < REQUEST_WAIT_S, "a request outlives a few heartbeats"

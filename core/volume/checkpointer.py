@@ -9,7 +9,7 @@ while the state is captured.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,8 @@ from core.format.header import HEADER_BYTES, unpack_header
 from core.store.contract import ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES
 from core.volume import collector
+from core.volume.description import child_key
+from core.volume.lineage import Ancestor
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter
 from core.volume.names import VolumeNames
@@ -59,12 +61,14 @@ class Checkpointer:
         names: VolumeNames,
         keys: VolumeKeys,
         pages: PageStore,
-        base: int,
+        ancestors: Sequence[Ancestor],
         world: World,
     ) -> None:
-        """`base` is the last sequence that belongs to an ancestor, 0 if there is none."""
+        """`ancestors` are a clone's, oldest first."""
         self.checkpoints_written = 0
         self.segments_deleted = 0
+        self.base = ancestors[-1].last if ancestors else 0
+        """The last sequence that belongs to an ancestor, 0 if there is none."""
         self._state = state
         self._lock = lock
         self._writer = writer
@@ -72,7 +76,7 @@ class Checkpointer:
         self._names = names
         self._keys = keys
         self._pages = pages
-        self._base = base
+        self._ancestors = ancestors
         self._world = world
         self._kept: dict[Pin, Kept] = {}
         self._collected_s = world.monotonic()
@@ -81,6 +85,8 @@ class Checkpointer:
         self._taken_over_at = state.generation
         self._last_generation = state.checkpoint or 0
         self._roots = [state.checkpoint] if state.checkpoint is not None else []
+        self._bytes_before = 0
+        self._bytes_due = limits.CHECKPOINT_BYTES
         self._packs = {root: _packs_of(state.pages) for root in self._roots}
 
     @property
@@ -88,10 +94,18 @@ class Checkpointer:
         """Count the sequences since the last checkpoint: what an opening would replay."""
         return self._writer.published - max(self._last_generation, self._writer.reign.first_sequence - 1)
 
-    def run(self) -> None:
-        """Write a checkpoint of everything accepted so far and collect; durable on return. Nothing to do is fine."""
+    @property
+    def roots(self) -> tuple[int, ...]:
+        """The generations of the checkpoints that are kept, at most two: where the log may be replayed from."""
+        return tuple(self._roots)
+
+    def run(self, *, advance: bool = False) -> None:
+        """Write a checkpoint of everything accepted so far and collect; durable on return. Nothing to do is fine.
+
+        `advance` writes one also where nothing changed since the last: what died before that one is deleted then.
+        """
         with self._turn:
-            capture = self._capture()
+            capture = self._capture(advance=advance)
             if capture is None:
                 return
             stored = False
@@ -102,14 +116,14 @@ class Checkpointer:
             finally:
                 with self._lock:
                     self._state.map.release_pinned(stored=stored)
-            if self.check_reign():
-                self._collect()
+            self._collect()
 
     def check_reign(self) -> bool:
         """Say whether this writer still reigns; if another's barrier stands in its way it is fenced now.
 
-        Nothing is deleted without asking here after the newest root is durable. A new writer loads its checkpoint after its barrier
-        is durable: so either its barrier is seen here, or it sees that root, which needs nothing of what is deleted.
+        Nothing is deleted without asking here after the newest root is durable, and after snapshots and children were looked at. A new
+        writer loads its checkpoint after its barrier is durable: so either its barrier is seen here, or it sees that root, which needs
+        nothing of what is deleted; and a snapshot that it rolled back to and removed was still there when we looked.
         """
         place = self._writer.published + 1
         while (nonce := self._nonce_at(place)) == self._writer.reign.nonce:
@@ -128,15 +142,15 @@ class Checkpointer:
         except (ObjectShortError, IntegrityError):
             return b""
 
-    def _capture(self) -> _Capture | None:
+    def _capture(self, *, advance: bool) -> _Capture | None:
         with self._lock:
             last = self._writer.close_segment()
             generation = last.sequence if last is not None else self._taken_over_at
             next_sequence = generation + 1 if last is not None else self._writer.reign.first_sequence
-            if generation == self._last_generation:
+            if generation == self._last_generation and not advance:
                 return None
-            if generation == self._burnt:
-                # An attempt at this generation failed half way and its objects may be there: take the next one.
+            if generation in (self._burnt, self._last_generation):
+                # An attempt at this generation was made, and its objects may be there: take the next one.
                 segment = self._writer.open_segment()
                 segment.resize(self._state.size_bytes)
                 self._writer.changed(segment)
@@ -145,6 +159,8 @@ class Checkpointer:
                 generation, next_sequence = last.sequence, last.sequence + 1
             self._burnt = generation
             pages = self._state.map.capture_dirty()
+            self._bytes_before = self._writer.counters.bytes_published
+            self._bytes_due = max(limits.CHECKPOINT_BYTES, self._state.map.mapped_blocks * BLOCK_BYTES // 4)
             return _Capture(generation, next_sequence, last, self._state.size_bytes, dict(self._state.map.live), pages)
 
     def _write(self, capture: _Capture) -> None:
@@ -156,8 +172,12 @@ class Checkpointer:
         with self._lock:
             published = dict(state.stored)  # copied in one step: segments are published without this lock
             stored = {sequence: size for sequence, size in published.items() if sequence <= capture.generation}
-            live = {**dict.fromkeys(stored, 0), **capture.live}  # a segment of trims alone was no object yet at the capture
-            condemned = collector.condemn(live, state.condemned, capture.generation, self._base)
+            blocks = {sequence: state.blocks[sequence] for sequence in stored if sequence in state.blocks}
+            live = {
+                **dict.fromkeys(stored, 0),
+                **capture.live,
+            }  # a segment of trims alone was no object yet at the capture
+            condemned = collector.condemn(live, state.condemned, capture.generation, self.base)
         root = Root(
             generation=capture.generation,
             epoch=self._writer.reign.epoch,
@@ -168,6 +188,7 @@ class Checkpointer:
             live=live,
             stored=stored,
             condemned=condemned,
+            blocks=blocks,
         )
         self._pages.write_root(self._writer.reign, self._world, root)
         with self._lock:
@@ -198,7 +219,7 @@ class Checkpointer:
         self._collected_s = self._world.monotonic()
         leases = living_leases(self._store, self._names, self._keys, self._world)
         kept = self._standing()
-        if kept is None or not self._roots:
+        if not self.check_reign() or kept is None or not self._roots:
             return
         deleted = collector.deletable(state.condemned, leases, self._roots, kept)
         collector.delete_segments(self._store, self._names, deleted)
@@ -206,6 +227,7 @@ class Checkpointer:
             for sequence in deleted:
                 state.condemned.pop(sequence, None)
                 state.stored.pop(sequence, None)
+                state.blocks.pop(sequence, None)
                 state.map.live.pop(sequence, None)
         self.segments_deleted += len(deleted)
         packs = set(self._roots).union(*self._packs.values())
@@ -215,7 +237,7 @@ class Checkpointer:
         """Say what snapshots and children keep; None where that cannot be told, and so nothing may go."""
         try:
             pins = standing_pins(self._store, self._names, self._keys)
-            pins |= {pin for at, pin in self._state.reverts if at > self._roots[0]}
+            pins |= {pin for at, pin in self._state.reverts if not self._roots or at > self._roots[0]}
             known = {pin: self._kept.get(pin) or self._look_at(pin) for pin in pins}
         except IntegrityError:
             return None
@@ -225,17 +247,35 @@ class Checkpointer:
     def _look_at(self, pin: Pin) -> Kept:
         return kept_by(pin, self._pages.read_root(pin.checkpoint) if pin.checkpoint else None)
 
-    @property
-    def kept(self) -> list[Kept]:
-        """What snapshots and children kept when they were last looked at."""
-        return list(self._kept.values())
+    def look_at_pins(self) -> list[Kept] | None:
+        """Say what snapshots and children keep now; None where that cannot be told."""
+        with self._turn:
+            return self._standing()
+
+    def leave_ancestors(self) -> bool:
+        """Take this clone's records away from its ancestors if nothing of it needs them any more; say whether they are gone.
+
+        As before a deletion, leases are looked at before snapshots and children, and the reign after them. Both kept checkpoints must
+        stand on their own, so that the loss of the newest root loses nothing. A crash leaves some of the records, the oldest longest.
+        """
+        with self._turn:
+            records = [child_key(each.volume_id, self._keys.volume_id) for each in self._ancestors]
+            if not records or self._store.head(records[0]) is None:
+                return True
+            roots = [kept_by(Pin(each, each), self._pages.read_root(each)) for each in self._roots]
+            leases = living_leases(self._store, self._names, self._keys, self._world)
+            kept = self._standing()
+            if kept is None or not collector.stands_alone(self.base, roots, leases, kept) or not self.check_reign():
+                return False
+            for record in reversed(records):
+                self._store.delete(record)
+            return True
 
     def collect_again(self) -> None:
         """Collect what waits condemned, if that is some time ago: a snapshot may have gone since."""
         if self._state.condemned and self._world.monotonic() - self._collected_s > limits.COLLECT_AGAIN_S:
             with self._turn:
-                if self.check_reign():
-                    self._collect()
+                self._collect()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -245,7 +285,9 @@ class Checkpointer:
 
     def due(self, segments: int, dirty_pages: int) -> bool:
         """Say whether the log since the last checkpoint, or the map's dirty pages, have outgrown their bounds."""
-        return self.segments_since >= segments or len(self._state.map.dirty) >= dirty_pages
+        logged_bytes = self._writer.counters.bytes_published - self._bytes_before
+        outgrown = self.segments_since >= segments or len(self._state.map.dirty) >= dirty_pages
+        return outgrown or logged_bytes >= self._bytes_due
 
 
 def mapped_and_stored(state: VolumeState) -> tuple[int, int]:

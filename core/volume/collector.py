@@ -6,7 +6,7 @@ sees the condemnation or is seen by us; who makes a snapshot or a clone lets its
 at first. Barriers are never deleted: they hold a place of the log against late puts of dead writers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from core import limits
@@ -39,6 +39,33 @@ def deletable(
         if sequence <= replayed_from
         and (oldest is None or oldest >= since)
         and not any(each.needs(sequence) for each in kept)
+    )
+
+
+def stands_alone(base: int, roots: Sequence[Kept], leases: Sequence[Pin], kept: Sequence[Kept]) -> bool:
+    """Say whether a clone whose ancestors own sequences up to `base` needs them no more.
+
+    `roots` are its two newest checkpoints: neither they nor what `kept` tells may hold blocks or pages of an ancestor, nor begin with
+    the clone's beginning, and no reader may stand on anything older.
+    """
+    if len(roots) < 2:
+        return False
+    oldest = min(each.pin.checkpoint for each in roots)
+    alone = all(
+        each.pin.checkpoint and min(each.live | each.packs, default=base + 1) > base for each in (*roots, *kept)
+    )
+    return alone and all(lease.checkpoint >= oldest for lease in leases)
+
+
+def dead_bytes(
+    live: Mapping[int, int], stored: Mapping[int, int], condemned: Mapping[int, int], roots: Sequence[int]
+) -> int:
+    """Count the stored bytes of dead segments that another checkpoint brings nearer to their deletion."""
+    older = roots[0] if len(roots) > 1 else 0
+    return sum(
+        size_bytes
+        for sequence, size_bytes in stored.items()
+        if not live.get(sequence) and (sequence not in condemned or sequence > older)
     )
 
 

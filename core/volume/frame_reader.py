@@ -82,7 +82,7 @@ class _Table:
 
 
 class FrameReader:
-    """Reads the blocks of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them.
+    """Reads the blocks of one volume. `forget(key)` is told of an object whose bytes proved bad; it is read once more if that may help.
     `find_growing(sequence)` is asked for a segment that is no object; its answer is kept. `ancestors` are a clone's.
     """
 
@@ -93,7 +93,7 @@ class FrameReader:
         keys: VolumeKeys,
         live: dict[int, LiveSegment],
         cache: FrameCache,
-        forget: Callable[[str], None],
+        forget: Callable[[str], bool],
         find_growing: Callable[[int], Growing | None] = lambda _sequence: None,
         ancestors: Items[Ancestor] = (),
     ) -> None:
@@ -112,8 +112,8 @@ class FrameReader:
 
     def aside(self, cache: FrameCache) -> "FrameReader":
         """Give a reader of the same volume that keeps what it reads in a cache of its own."""
-        ancestors = self._lineage.ancestors
-        return FrameReader(self._store, self._names, self._keys, self._live, cache, self._forget, ancestors=ancestors)
+        own, ancestors = self._lineage.own, self._lineage.ancestors
+        return FrameReader(self._store, own.names, own.keys, self._live, cache, self._forget, ancestors=ancestors)
 
     # Tables.
 
@@ -255,6 +255,16 @@ class FrameReader:
 
     def _fetch(self, sequence: int, key: int, count: int, live: LiveSegment | None) -> list[OpenFrame]:
         """Read, verify and open up to `count` frames that follow one another, from cache key `key` on; at least one."""
+        try:
+            return self._fetch_once(sequence, key, count, live)
+        except SegmentMissingError:
+            raise
+        except IntegrityError:
+            if live is not None or not self._forget(self._lineage.of(sequence).names.segment(sequence)):
+                raise
+        return self._fetch_once(sequence, key, count, live)
+
+    def _fetch_once(self, sequence: int, key: int, count: int, live: LiveSegment | None) -> list[OpenFrame]:
         number = key & _FRAME_MASK
         if live is not None:
             return [open_frame(live.aead, number, live.frame_bytes(number), self._names.segment(sequence))]
@@ -321,7 +331,6 @@ class FrameReader:
 
     def _open(self, table: _Table, frame: int, sealed: memoryview) -> OpenFrame:
         if frame_digest(sealed[FRAME_HEADER_BYTES:]) != table.frames.digest(frame):
-            self._forget(table.key)
             raise IntegrityError(
                 f"frame {frame} of {table.key} is not the one its index names: it was altered or swapped"
             )

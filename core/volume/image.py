@@ -29,6 +29,7 @@ from core.volume.owner_lock import OwnerLock, ReaderLease
 from core.volume.patience import Patience
 from core.volume.pins import Pin
 from core.volume.read_ahead import ReadAhead
+from core.volume.repacker import Repacker
 from core.volume.replay import Log, VolumeState, load_pinned
 from core.volume.resize_requests import ResizeRequests
 from core.volume.writer_requests import Request, Wish, WriterRequests
@@ -100,6 +101,20 @@ class Image:
         self._closing = threading.Event()
         self._read_ahead = ReadAhead(self._fetch) if remote else None
         self._patience = Patience(world.monotonic, self._closing, limits.DURABLE_WAIT_S if remote else 0.0)
+        self.repacker = None
+        if writer is not None and checkpointer is not None:
+            self.repacker = Repacker(
+                state=state,
+                log=log,
+                lock=lock,
+                writer=writer,
+                checkpointer=checkpointer,
+                reader=reader,
+                entries=self._entries,
+                load=self._load,
+                ended=self._closing,
+                world=world,
+            )
         self._closed = False
         self._refreshing = threading.Lock()
         self._close_lock = threading.Lock()
@@ -221,6 +236,11 @@ class Image:
         """Yield what of a range is mapped and what is a hole: ascending, adjoining, neighbours of one kind merged."""
         self._check_range(offset, length)
         return entry_extents(self._map, self._entries, offset, length)
+
+    def read_places(self, entries: list[int], out: memoryview) -> None:
+        """Fill `out`, 4096 bytes an entry, with what entries of this image's map point at; quickest in the order of the log."""
+        self.reader.prefetch(entries)
+        self._patience.ask(self.reader.read_entries, entries, out)
 
     def map_view(self) -> MapView:
         """Give the block map of this moment, for a walk over all of it."""
@@ -521,6 +541,9 @@ class Image:
         self._attentive_until = self._world.monotonic() + limits.ATTENTION_S
         if request.wish is Wish.FREEZE:
             self._freeze(request)
+        elif request.wish is Wish.FLATTEN and self.repacker is not None:
+            self.repacker.ask_to_flatten()
+            self._requests.answer(request, self._state.generation)
         else:
             self._requests.answer(request, self.publish())
 
@@ -568,6 +591,8 @@ class Image:
             if self.checkpointer.due(limits.CHECKPOINT_SEGMENTS, limits.CHECKPOINT_DIRTY_PAGES):
                 self.checkpointer.run()
             self.checkpointer.collect_again()
+        if self.repacker is not None:
+            self.repacker.step()
         if self._map.pages_in_memory > limits.MAP_PAGES_RAM:
             with self._lock:
                 self._map.evict(limits.MAP_PAGES_RAM)

@@ -4,10 +4,11 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from core.crypto.volume import VolumeKeys
 from core.errors import StoreError
-from core.store.contract import Appendable, Store
+from core.store.contract import Appendable, Store, forget_in
 from core.store.disk_cache import DiskCache
 from core.store.file import FileStore
 from core.volume.checkpointer import Checkpointer
@@ -81,7 +82,7 @@ def volume_log(store: Store, prefix: str, keys: VolumeKeys, beginning: Beginning
     """Give what replaying a volume needs, for whoever wants a state and no image."""
     names = VolumeNames(prefix)
     return Log(
-        store, names, keys, PageStore(store, names, keys, lambda _key: None, beginning.ancestors), beginning.state
+        store, names, keys, PageStore(store, names, keys, partial(forget_in, store), beginning.ancestors), beginning.state
     )
 
 
@@ -108,21 +109,21 @@ class _Opening:
         self._options = options
         self._world = world
         self._live: dict[int, LiveSegment] = {}
-        near, forget = self._near_store()
+        near = self._near_store()
+        forget = partial(forget_in, near)
         self._pages = PageStore(near, names, keys, forget, beginning.ancestors)
         self._log = Log(store, names, keys, self._pages, beginning.state)
         self._lineage = Lineage(Source(names, keys), beginning.ancestors)
         cache = FrameCache(options.ram_cache_bytes)
         self._reader = FrameReader(near, names, keys, self._live, cache, forget, ancestors=beginning.ancestors)
 
-    def _near_store(self) -> tuple[Store, Callable[[str], None]]:
+    def _near_store(self) -> Store:
         """Give the store with the user's disk cache before its reads, if there is one: a directory of its own for each volume."""
         options = self._options
         if options.cache_dir is None:
-            return self._store, lambda _key: None
+            return self._store
         directory = options.cache_dir / self._keys.pool_id.hex() / self._keys.volume_id.hex()
-        cache = DiskCache(self._store, directory, options.cache_bytes, self._world.random_bytes)
-        return cache, cache.forget
+        return DiskCache(self._store, directory, options.cache_bytes, self._world.random_bytes)
 
     def for_writing(self, *, force: bool) -> Image:
         journal = FileStore(self._options.journal_dir) if self._options.journal_dir is not None else None
@@ -161,7 +162,7 @@ class _Opening:
             names=self._names,
             keys=self._keys,
             pages=self._pages,
-            base=self._lineage.base,
+            ancestors=self._lineage.ancestors,
             world=self._world,
         )
         return Image(

@@ -1,0 +1,434 @@
+"""Repacking and flattening: moving live blocks through the log, so that what they lay in can go.
+
+Runs in the background of an open image, a step at a time on its housekeeping thread, and at once for whoever asks (`clean`, `flatten`).
+What to move is decided in `sparse`. `_turn` lets one of them run at a time; the image's lock is held only to look at map entries and to
+write a bounded number of blocks.
+
+1. *Prefix.* A block is written anew only if its map entry, looked at in the hold of the lock that writes it, still points at the place that
+   was read. So the log has it in an order that replay may take for that of an ordinary write, and a crash leaves whole blocks in one
+   place or the other.
+2. *Foreground first.* A step moves a bounded number of blocks, gives up when segments wait for the store, and is paid for with a pause.
+3. An error in what is read keeps that segment from being repacked, and nothing else.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from typing import Final, NamedTuple
+
+from core import limits
+from core.errors import IntegrityError
+from core.format.frame import RecordKind
+from core.format.runs import Run
+from core.units import BLOCK_BYTES
+from core.volume import collector
+from core.volume.block_map import PAGE_ENTRIES, Entries, segment_of
+from core.volume.checkpointer import Checkpointer
+from core.volume.frame_cache import FrameCache
+from core.volume.frame_reader import FrameReader, load_log_object
+from core.volume.log_writer import LogWriter
+from core.volume.replay import Log, VolumeState
+from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable, placed_runs, unmoved
+from core.world import World
+
+Progress = Callable[[int, int], None]
+"""Told of bytes done and of all there are."""
+
+_WINDOW_PAGES: Final = 65536
+_STEP_PAGES: Final = 256
+"""Pages of the map that one step of flattening looks at, within a window of the image."""
+_FRUITLESS: Final = 3
+"""Ends of the image at which flattening gives up when nothing was moved between them."""
+_READ_FRAMES: Final = 32
+"""Frames read in one go: as many as one request of neighbouring frames gives."""
+
+
+class RepackCounters:
+    """What was moved since the image was opened; plain integers that a scrape reads without a lock."""
+
+    def __init__(self) -> None:
+        self.moved_bytes = 0
+        self.segments_emptied = 0
+
+
+class _Read(NamedTuple):
+    run: Run
+    data: memoryview
+
+
+class Repacker:
+    """Moves blocks of one image that is open for writing. `entries` and `load` are the image's, and need no lock."""
+
+    def __init__(
+        self,
+        *,
+        state: VolumeState,
+        log: Log,
+        lock: threading.Lock,
+        writer: LogWriter,
+        checkpointer: Checkpointer,
+        reader: FrameReader,
+        entries: Callable[[int, int], Entries],
+        load: Callable[[int, int], None],
+        ended: threading.Event,
+        world: World,
+    ) -> None:
+        self.counters = RepackCounters()
+        self.bad: set[int] = set()
+        """Segments that cannot be read, or hold less than the map says."""
+        self._state = state
+        self._log = log
+        self._lock = lock
+        self._writer = writer
+        self._checkpointer = checkpointer
+        self._main_reader = reader
+        self._reader: FrameReader | None = None
+        self._entries = entries
+        self._load = load
+        self._ended = ended
+        self._world = world
+        self._turn = threading.Lock()
+        self._victims: list[int] = []
+        self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
+        self._next_s = world.monotonic() + limits.REPACK_LOOK_S
+        self._accepted = 0
+        self._own_changes = 0
+        self._changed_s = world.monotonic()
+        self._base = checkpointer.base
+        self._flatten = False
+        self._flatten_at = 0
+        self._fruitless = 0
+        self._leave_s = world.monotonic()
+        self._advances = 0
+        self._left = not self._base
+
+    # In the background.
+
+    def step(self) -> None:
+        """Do a little, if it is time and nothing more urgent waits. A StoreError is the store's; nothing is lost by it."""
+        now_s = self._world.monotonic()
+        foreign = self._writer.accepted - self._own_changes
+        if foreign != self._accepted:
+            self._accepted, self._changed_s = foreign, now_s
+        if now_s < self._next_s or not self._may_write() or not self._turn.acquire(blocking=False):
+            return
+        try:
+            moved = self._step_bytes(idle=now_s - self._changed_s >= limits.REPACK_IDLE_S)
+        finally:
+            self._turn.release()
+        spent_s = self._world.monotonic() - now_s
+        if moved is None:
+            self._next_s = now_s + max(limits.REPACK_LOOK_S, 20 * spent_s)
+        else:
+            self._next_s = now_s + max(moved / self._pace_bytes_per_s, 2 * spent_s)
+
+    def ask_to_flatten(self) -> None:
+        """Copy, from now on and in the background, what the image has in common with ancestors. A new opening forgets it."""
+        self._flatten = True
+        self._fruitless = 0
+        self._leave_s = 0.0
+        self._advances = 2
+        self._next_s = 0.0
+
+    def _may_write(self) -> bool:
+        writer = self._writer
+        well = writer.failure is None and writer.trouble is None and not self._ended.is_set()
+        return well and writer.has_room() and writer.backlog <= limits.REPACK_BACKLOG
+
+    def _step_bytes(self, *, idle: bool) -> int | None:
+        """Do one thing; give the bytes moved, None if there was nothing to move."""
+        if not self._victims:
+            if self._reclaim(limits.RECLAIM_IDLE_SHARE if idle else limits.RECLAIM_BUSY_SHARE):
+                return 0
+            self._leave_ancestors()
+            if self._flatten and self._fruitless < _FRUITLESS and self.foreign_blocks():
+                self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
+                return self._flatten_some()
+            self._look(idle=idle)
+        return self._repack_some() if self._victims else None
+
+    def _look(self, *, idle: bool) -> None:
+        bound = limits.REPACK_IDLE_BOUND if idle else limits.REPACK_BUSY_BOUND
+        checkpoint = self._checkpointer.roots[-1] if self._checkpointer.roots else 0
+        own = self._segments()
+        maybe = movable(own, (), checkpoint)
+        if not (choose(maybe, bound) or (idle and choose_small(maybe))):
+            return
+        kept = self._checkpointer.look_at_pins()
+        if kept is None:
+            return  # a record cannot be read: what may be needed, stays as it is
+        segments = movable(own, kept, checkpoint)
+        self._victims = choose(segments, bound) or (choose_small(segments) if idle else [])
+        outgrown = segments.stored_bytes / max(bound * segments.live_bytes, 1)
+        self._pace_bytes_per_s = (
+            limits.REPACK_IDLE_BYTES_PER_S
+            if idle
+            else int(limits.REPACK_BUSY_BYTES_PER_S * min(4.0, 1 + max(0.0, outgrown - 1) * 6))
+        )
+
+    def _segments(self) -> Segments:
+        # Each dict is copied in one step: the writer's threads change them.
+        state = self._state
+        live, blocks, stored = dict(state.map.live), dict(state.blocks), dict(state.stored)
+        for sequence in self.bad:
+            stored.pop(sequence, None)
+        return Segments.of(live, blocks, stored)
+
+    def _reclaim(self, share: float) -> bool:
+        """Write a checkpoint if that alone gives back enough; say whether it did. What pins need is not given back by it."""
+        state = self._state
+        stored, live = dict(state.stored), dict(state.map.live)
+        dead = collector.dead_bytes(live, stored, state.condemned, self._checkpointer.roots)
+        mapped_bytes = sum(live.values()) * BLOCK_BYTES
+        if dead < max(limits.RECLAIM_BYTES, share * min(mapped_bytes, sum(stored.values()))):
+            return False
+        self._checkpointer.run(advance=True)
+        return True
+
+    def _leave_ancestors(self) -> None:
+        """Let go of ancestors whenever nothing of theirs is left, asked to or not."""
+        now_s = self._world.monotonic()
+        if self._left or self.foreign_blocks() or now_s < self._leave_s:
+            return
+        self._leave_s = now_s + (limits.LOCK_HEARTBEAT_S if self._flatten else limits.COLLECT_AGAIN_S)
+        if self._advances:
+            self._advances -= 1
+            self._checkpointer.run(advance=True)
+        with contextlib.suppress(IntegrityError):
+            self._left = self._checkpointer.leave_ancestors()
+
+    # At once.
+
+    def clean(self, progress: Progress = lambda _done, _total: None) -> None:
+        """Repack until what segments take is within the bound of an idle image, and give everything back that nobody needs.
+
+        Durable on return. Any thread but the housekeeping one, which waits for its turn meanwhile.
+        """
+        with self._turn:
+            self._checkpointer.run()
+            total, done = self._surplus_blocks() * BLOCK_BYTES, self.counters.moved_bytes
+            while not self._ended.is_set():
+                if not self._victims:
+                    self._look(idle=True)
+                    if not self._victims:
+                        break
+                self._repack_some(patient=True)
+                moved = self.counters.moved_bytes - done
+                progress(moved, max(total, moved))
+            self._settle()
+
+    def flatten(self, progress: Progress = lambda _done, _total: None) -> bool:
+        """Copy everything that the image has in common with its ancestors, and let go of them; durable on return.
+
+        Say whether they are let go of: not while a snapshot of the image, a clone of one, or a reader of an older state needs them.
+        IntegrityError if some of it cannot be read: the rest is copied.
+        """
+        with self._turn:
+            self._fruitless = 0
+            done, total = self.counters.moved_bytes, self.foreign_blocks() * BLOCK_BYTES
+            while self.foreign_blocks() and self._fruitless < _FRUITLESS and not self._ended.is_set():
+                self._flatten_some(patient=True)
+                moved = self.counters.moved_bytes - done
+                progress(moved, max(total, moved))
+            self._settle()
+            if left := self.foreign_blocks():
+                raise IntegrityError(
+                    f"{left * BLOCK_BYTES} bytes that the image has in common with its ancestors cannot be read, and were not copied: "
+                    "`blockyard scrub` names what is damaged"
+                )
+            self._left = self._checkpointer.leave_ancestors()
+            return self._left
+
+    def _settle(self) -> None:
+        """Write the checkpoints after which nothing that died before them is needed: both that are kept are newer then."""
+        self._checkpointer.run()
+        self._checkpointer.run(advance=True)
+
+    def _surplus_blocks(self) -> int:
+        checkpoint = self._checkpointer.roots[-1] if self._checkpointer.roots else 0
+        segments = movable(self._segments(), self._checkpointer.look_at_pins() or (), checkpoint)
+        chosen = set(choose(segments, limits.REPACK_IDLE_BOUND))
+        return sum(self._state.map.live.get(sequence, 0) for sequence in chosen)
+
+    def foreign_blocks(self) -> int:
+        """Count the blocks that stand in segments of ancestors."""
+        if not self._base:
+            return 0
+        base, live = self._base, dict(self._state.map.live)
+        return sum(blocks for sequence, blocks in live.items() if sequence <= base)
+
+    # Moving.
+
+    def _repack_some(self, *, patient: bool = False) -> int:
+        """Empty the next victims, about one step's blocks of them; give the bytes moved."""
+        chosen: list[int] = []
+        runs: list[Run] = []
+        while self._victims and sum(run.length for run in runs) < limits.REPACK_STEP_BLOCKS:
+            sequence = self._victims.pop(0)
+            chosen.append(sequence)
+            try:
+                runs += self._live_runs(sequence)
+            except IntegrityError:
+                self.bad.add(sequence)
+        try:
+            moved, done = self._move(runs, patient=patient)
+        except IntegrityError:
+            self._victims = chosen[1:] + self._victims if len(chosen) > 1 else self._victims
+            self.bad.update(chosen if len(chosen) == 1 else self._damaged(chosen))
+            return 0
+        if done:
+            live = self._state.map.live
+            emptied = [sequence for sequence in chosen if not live.get(sequence)]
+            self.counters.segments_emptied += len(emptied)
+            self.bad.update(set(chosen) - set(emptied))
+        else:
+            self._victims = chosen + self._victims
+        return moved
+
+    def _damaged(self, chosen: Items[int]) -> set[int]:
+        """Name the segments whose live blocks cannot be read."""
+        damaged = set()
+        for sequence in chosen:
+            try:
+                for _ in self._read(sorted(self._live_runs(sequence), key=lambda run: run.entry)):
+                    pass
+            except IntegrityError:
+                damaged.add(sequence)
+        return damaged
+
+    def _live_runs(self, sequence: int) -> list[Run]:
+        """Read from a segment's index which blocks it holds; give those that the map has there."""
+        log = self._log
+        found = load_log_object(log.store, log.names, log.keys, sequence)
+        self._aside.add_published(sequence, found.frames, found.aead)
+        placed = placed_runs(found.frames, sequence, log.names.segment(sequence))
+        return [part for run in placed for part in unmoved(run, self._entries(run.block, run.length))]
+
+    @property
+    def _aside(self) -> FrameReader:
+        """A reader whose cache is its own: what is moved is cold, and would drive out what is read."""
+        if self._reader is None:
+            self._reader = self._main_reader.aside(FrameCache(limits.REPACK_CACHE_BYTES))
+        return self._reader
+
+    def _flatten_some(self, *, patient: bool = False) -> int:
+        """Copy the next blocks that stand in ancestors' segments, in the order of the image; give the bytes moved."""
+        runs = self._next_foreign_runs()
+        moved, done = 0, False
+        try:
+            moved, done = self._move(runs, patient=patient)
+        except IntegrityError:
+            self.bad.update({segment_of(run.entry) for run in runs if not self._is_readable(run)})
+        if runs and not done:
+            self._flatten_at = runs[0].block // PAGE_ENTRIES * PAGE_ENTRIES
+        if moved:
+            self._fruitless = 0
+        return moved
+
+    def _next_foreign_runs(self) -> list[Run]:
+        """Look at the next pages of the map and give what they hold of ancestors. Begins again at the end of the image."""
+        end = -(-self._state.size_bytes // BLOCK_BYTES)
+        if self._flatten_at >= end:
+            self._flatten_at = 0
+            self._fruitless += 1
+        window_end = min(self._flatten_at + _WINDOW_PAGES * PAGE_ENTRIES, end)
+        runs: list[Run] = []
+        for page in self._state.map.pages_of(self._flatten_at, window_end - self._flatten_at)[:_STEP_PAGES]:
+            block = page * PAGE_ENTRIES
+            self._flatten_at = block + PAGE_ENTRIES
+            with contextlib.suppress(IntegrityError):  # a page that cannot be read: what it has in common stays so
+                found = foreign_runs(block, self._entries(block, PAGE_ENTRIES), self._base)
+                runs += [run for run in found if segment_of(run.entry) not in self.bad]
+            if sum(run.length for run in runs) >= limits.REPACK_STEP_BLOCKS:
+                break
+        else:
+            self._flatten_at = max(self._flatten_at, window_end)
+        return runs
+
+    def _is_readable(self, run: Run) -> bool:
+        try:
+            self._aside.read_entries(
+                range(run.entry, run.entry + run.length), memoryview(bytearray(run.length * BLOCK_BYTES))
+            )
+        except IntegrityError:
+            return False
+        return True
+
+    def _move(self, runs: list[Run], *, patient: bool) -> tuple[int, bool]:
+        """Read runs and write them anew where the map still says so (1); give the bytes moved, and whether none was left out (2)."""
+        pieces = sorted(self._read(sorted(runs, key=lambda run: run.entry)), key=lambda piece: piece.run.block)
+        moved = at = 0
+        width = limits.REPACK_HOLD_BLOCKS
+        while at < len(pieces):
+            if patient:
+                self._writer.wait_for_room()
+            elif not self._may_write():
+                return moved, False
+            hold = _hold(pieces, at, width)
+            for piece in hold:
+                self._load(piece.run.block, piece.run.length)
+            before = at
+            with self._lock:
+                for piece in hold:
+                    if self._state.map.missing(piece.run.block, piece.run.length):
+                        break  # evicted again
+                    moved += self._write(piece)
+                    at += 1
+            width = limits.REPACK_HOLD_BLOCKS if at > before else 1  # where few pages fit in memory, one at a time
+            time.sleep(0)  # whoever waits for the lock or for the interpreter goes first
+        return moved, True
+
+    def _write(self, piece: _Read) -> int:
+        """Write a run's parts that the map still has in their old place, under the image's lock; give the bytes."""
+        written = 0
+        run = piece.run
+        entries = self._state.map.entries(run.block, run.length)
+        assert entries is not None, "its pages are in memory"
+        for part in unmoved(run, entries):
+            at = 0
+            while at < part.length:
+                segment = self._writer.open_segment()
+                take = min(part.length - at, segment.room_blocks)
+                start = (part.block - run.block + at) * BLOCK_BYTES
+                data = piece.data[start : start + take * BLOCK_BYTES]
+                entry = segment.write(part.block + at, take, data, RecordKind.RELOCATE)
+                self._state.map.set_run(part.block + at, take, entry)
+                self._own_changes += 1
+                self._writer.changed(segment)
+                at += take
+            written += part.length * BLOCK_BYTES
+        self.counters.moved_bytes += written
+        return written
+
+    def _read(self, runs: list[Run]) -> Iterator[_Read]:
+        """Read runs, ascending by entry; each comes in pieces of no more blocks than one hold of the lock writes."""
+        at = 0
+        while at < len(runs):
+            end, frames = at, 0
+            while end < len(runs) and frames < _READ_FRAMES:
+                frames += (runs[end].length >> 3) + 1
+                end += 1
+            wanted = [runs[each].entry + step for each in range(at, end) for step in range(0, runs[each].length, 8)]
+            wanted += [runs[each].entry + runs[each].length - 1 for each in range(at, end)]
+            if end > at + 1:
+                self._aside.prefetch(sorted(wanted))
+            for run in runs[at:end]:
+                data = memoryview(bytearray(run.length * BLOCK_BYTES))
+                self._aside.read_entries(range(run.entry, run.entry + run.length), data)
+                for start in range(0, run.length, limits.REPACK_HOLD_BLOCKS):
+                    count = min(run.length - start, limits.REPACK_HOLD_BLOCKS)
+                    part = Run(run.block + start, count, run.entry + start)
+                    yield _Read(part, data[start * BLOCK_BYTES : (start + count) * BLOCK_BYTES])
+            at = end
+
+
+def _hold(pieces: list[_Read], at: int, blocks: int) -> list[_Read]:
+    """Give the pieces from `at` on that one hold of the lock writes: at least one."""
+    end = at + 1
+    blocks -= pieces[at].run.length
+    while end < len(pieces) and pieces[end].run.length <= blocks:
+        blocks -= pieces[end].run.length
+        end += 1
+    return pieces[at:end]
