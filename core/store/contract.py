@@ -164,3 +164,8 @@ class Forgetful(Protocol):
 
     def forget(self, key: str) -> bool:
         """Be told that bytes of the object proved bad. True if reading it again may give other bytes; no I/O is waited for."""
+
+
+def forget_in(store: Store, key: str) -> bool:
+    """Tell a store, if it wants to know, that bytes of an object proved bad; say whether reading it again may give other ones."""
+    return isinstance(store, Forgetful) and store.forget(key)

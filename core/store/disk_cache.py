@@ -29,7 +29,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from core.store.contract import Buffer, Forgetful, ObjectInfo, Store, StoreSpace
+from core.store.contract import Buffer, ObjectInfo, Store, StoreSpace, forget_in
 
 _CACHED = re.compile(r"(?:image|fs)/[^/]+/(?:log|checkpoint)/.+")
 _CHECKSUM_BYTES = 32
@@ -96,8 +96,7 @@ class DiskCache:
             names = tuple(self._keys.get(key, ()))
             for name in names:
                 self._drop(name)
-        elsewhere = self._store.forget(key) if isinstance(self._store, Forgetful) else False
-        return elsewhere or bool(names)
+        return forget_in(self._store, key) or bool(names)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Ask the store."""

@@ -26,7 +26,6 @@ from core.errors import StoreError, UsageError
 from core.store.contract import (
     Appendable,
     Buffer,
-    Forgetful,
     GrowingFile,
     Names,
     ObjectExistsError,
@@ -36,7 +35,9 @@ from core.store.contract import (
     Store,
     StoreClosedError,
     StoreSpace,
+    forget_in,
 )
+from core.store.mirror_backlog import Missed
 
 _T = TypeVar("_T")
 _POINTED_AT = re.compile(r"(?:image|fs)/[^/]+/(?:(?:log|checkpoint)/.+|image|filesystem)|pool/[0-9a-f]{8}|backup/.+")
@@ -51,6 +52,12 @@ class Backlog(Protocol):
 
     def deleted(self, key: str) -> None:
         """Take note that the mirror has an object too many; durable on return (invariant 3)."""
+
+    def is_behind(self) -> bool:
+        """Say whether something was noted that is not settled yet."""
+
+    def missed(self) -> Missed:
+        """Give what was noted."""
 
     def kept(self, key: str) -> None:
         """Take note that the mirror has the object again: a key that was deleted came to new use."""
@@ -159,8 +166,7 @@ class MirrorStore:
 
     def forget(self, key: str) -> bool:
         """Read the object from the mirror from now on: bytes of the first store's proved bad. True if that was not done already."""
-        if isinstance(self.first, Forgetful):
-            self.first.forget(key)
+        forget_in(self.first, key)
         with self._lock:
             known = key in self._suspects
         if known:

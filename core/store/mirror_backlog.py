@@ -60,6 +60,11 @@ class FileBacklog:
                 self._append(f"kept {key}\n")
                 known.discard(key)
 
+    def is_behind(self) -> bool:
+        """Say whether anything is noted."""
+        missed = self.missed()
+        return missed.behind or bool(missed.deleted)
+
     def missed(self) -> Missed:
         """Read what all processes noted."""
         with self._lock, self._file(os.O_RDONLY) as fd:

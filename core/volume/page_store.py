@@ -3,12 +3,12 @@
 Owns the keys of the packs it has read (bounded). Any thread; it holds no lock across I/O.
 """
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from core import limits
 from core.crypto.aead import Aead
@@ -34,6 +34,7 @@ from core.volume.log_writer import Reign, new_header
 from core.volume.names import VolumeNames
 from core.world import World
 
+_T = TypeVar("_T")
 _PACK_KEYS: Final = 256
 _NEIGHBOUR_BYTES: Final = 128 * 1024
 """Pages that stand beside a wanted one in its pack come along up to so many bytes: one request for a cold region."""
@@ -49,7 +50,7 @@ class WrittenPages:
 
 
 class PageStore:
-    """The checkpoints of one volume. `forget(key)` is told of an object whose bytes proved bad, for a disk cache to drop them.
+    """The checkpoints of one volume. `forget(key)` is told of an object whose bytes proved bad; it is read once more if that may help.
 
     Pages that a clone never changed stand in packs of its `ancestors`.
     """
@@ -59,7 +60,7 @@ class PageStore:
         store: Store,
         names: VolumeNames,
         keys: VolumeKeys,
-        forget: Callable[[str], None],
+        forget: Callable[[str], bool],
         ancestors: Items[Ancestor] = (),
     ) -> None:
         self._store = store
@@ -70,21 +71,23 @@ class PageStore:
         self._aeads: dict[int, Aead] = {}
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def _judging(self, key: str) -> Iterator[None]:
+    def _judged(self, key: str, read: Callable[[], _T]) -> _T:
         try:
-            yield
+            return read()
         except IntegrityError:
-            self._forget(key)
-            raise
+            if not self._forget(key):
+                raise
+        with self._lock:
+            self._aeads.clear()  # one of them may be of the bad header
+        return read()
 
     def load(self, table: PageTable, pages: list[int], size_bytes: int) -> dict[int, bytes]:
         """Read the named pages of `table`, and neighbours that come cheap; give them by number."""
         loaded: dict[int, bytes] = {}
         for page in pages:
             if page not in loaded:
-                with self._judging(self._pack_key(table.place(page).pack)):
-                    loaded.update(self._load_near(table, page, size_bytes))
+                key = self._pack_key(table.place(page).pack)
+                loaded.update(self._judged(key, partial(self._load_near, table, page, size_bytes)))
         return loaded
 
     def _load_near(self, table: PageTable, page: int, size_bytes: int) -> dict[int, bytes]:
@@ -157,8 +160,7 @@ class PageStore:
 
     def read_root(self, sequence: int) -> Root:
         """Read and verify the root of the checkpoint at `sequence`."""
-        with self._judging(self._names.root(sequence)):
-            return self._read_root(sequence)
+        return self._judged(self._names.root(sequence), partial(self._read_root, sequence))
 
     def _read_root(self, sequence: int) -> Root:
         key = self._names.root(sequence)
