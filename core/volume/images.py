@@ -3,12 +3,13 @@
 Stateless; any thread. An image is its volume id: a name is a record that leads to it, so renaming never touches an open image.
 """
 
+import contextlib
 from functools import partial
 
 from core import limits
 from core.config import PoolSettings, split_snapshot
 from core.crypto.volume import VolumeKeys
-from core.errors import ReadOnlyError, UsageError
+from core.errors import BlockyardError, ReadOnlyError, UsageError
 from core.format.compression import Compression
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
@@ -17,6 +18,7 @@ from core.units import format_size
 from core.volume.ancestry import beginning
 from core.volume.description import ImageInfo, create_description, load_description
 from core.volume.image import Image
+from core.volume.imports import Import, ImportNotes
 from core.volume.opening import open_volume
 from core.volume.options import Durability, ImageOptions
 from core.volume.pins import Pin
@@ -62,8 +64,9 @@ def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, 
                 f"{name} is a snapshot, which never changes; open it read-only, or write to a clone of it"
             )
     info, keys = image_keys(pool, image)
-    find_pin = None if snapshot is None else partial(_pin_of_snapshot, pool, info, keys, snapshot)
-    return open_volume(
+    notes = ImportNotes(pool, info, keys)
+    opening = partial(
+        open_volume,
         pool.store,
         info.prefix,
         keys,
@@ -73,8 +76,49 @@ def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, 
         options=options,
         force=force,
         world=pool.world,
-        find_pin=find_pin,
     )
+    if snapshot is not None:
+        return opening(find_pin=partial(_pin_of_snapshot, pool, info, keys, snapshot))
+    if not writable:
+        if _has_begun(notes.find()):
+            with contextlib.suppress(_ImportOverError):
+                return opening(find_pin=partial(_pin_before_import, notes))
+        return opening()
+    opened = opening()
+    try:
+        _settle_import(opened, notes)
+    except BaseException:
+        with contextlib.suppress(BlockyardError):
+            opened.close()
+        raise
+    return opened
+
+
+class _ImportOverError(Exception):
+    """The import that was under way has happened, or was taken back."""
+
+
+def _has_begun(found: Import | None) -> bool:
+    return found is not None and not found.done
+
+
+def _pin_before_import(notes: ImportNotes) -> Pin:
+    found = notes.find()
+    if found is None or found.done:
+        raise _ImportOverError
+    return found.kept
+
+
+def _settle_import(image: Image, notes: ImportNotes) -> None:
+    """Take back what an interrupted import left of its changes, or complete one that had happened."""
+    found = notes.find()
+    if found is None:
+        return
+    if found.done:
+        notes.complete(found)
+    else:
+        image.revert(found.kept)
+        notes.forget(found)
 
 
 def _pin_of_snapshot(pool: Pool, info: ImageInfo, keys: VolumeKeys, snapshot: str) -> Pin:

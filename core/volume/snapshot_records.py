@@ -21,6 +21,8 @@ from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
 from core.world import World
 
 ID_BYTES: Final = 16
+IMPORT_FIELD: Final = "import"
+"""A record with this field is no snapshot, but the note of an import (`imports`)."""
 _NAMES_CONTEXT: Final = "blockyard 2026 snapshot names v1"
 
 
@@ -62,7 +64,7 @@ class SnapshotRecords:
         seen: set[bytes] = set()
         for info in list(self._store.list(self._prefix)):
             fields = self._records.find(RecordKind.SNAPSHOT, info.key)
-            if fields is not None:  # it may have gone since it was listed
+            if fields is not None and not fields.has(IMPORT_FIELD):  # it may have gone since it was listed
                 snapshot = _read(fields)
                 if snapshot.id not in seen:  # two names of one snapshot: an interrupted renaming
                     seen.add(snapshot.id)

@@ -1,0 +1,119 @@
+"""What stands in a volume while a stream is imported into it, so that the import happens as a whole or not at all. Stateless; any thread.
+
+The note is a record among the snapshots, which pins what the image was before. It is put before the first change and is *begun*: whoever
+opens the image to read gets the state before, whoever opens it for writing goes back to that state. When everything is durable it is
+overwritten and is *done*: that is the moment at which the import happens. Then the snapshot is put and the note goes; an opening for
+writing does both where a crash prevented it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from core import limits
+from core.crypto.volume import VolumeKeys
+from core.errors import AlreadyExistsError, LockedError
+from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
+from core.pool.pool import Pool
+from core.pool.records import RecordStore
+from core.store.contract import ObjectExistsError
+from core.volume.description import ImageInfo
+from core.volume.names import VolumeNames
+from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
+from core.volume.snapshot_records import ID_BYTES, IMPORT_FIELD, Snapshot, SnapshotRecords
+
+_NOTE: Final = "importing"
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """An import under way: `kept` is the state before, or after it if the import is done; `snapshot` is what it leads to.
+
+    The pin of `snapshot` counts only when it is done.
+    """
+
+    kept: Pin
+    reverts: tuple[Pin, ...]
+    snapshot: Snapshot
+    done: bool = False
+
+
+class ImportNotes:
+    """The note of one image."""
+
+    def __init__(self, pool: Pool, info: ImageInfo, keys: VolumeKeys) -> None:
+        self._store = pool.store
+        self._image = info.name
+        self._key = VolumeNames(info.prefix).snapshots + _NOTE
+        self._records = RecordStore(pool.store, volume_record_keys(keys), pool.world)
+        self._snapshots = SnapshotRecords(pool.store, info, keys, pool.world)
+
+    def find(self) -> Import | None:
+        """Give the import that was begun or is done, None if there is none."""
+        fields = self._records.find(RecordKind.SNAPSHOT, self._key)
+        return None if fields is None else _read(fields)
+
+    def refuse_begun(self) -> None:
+        """Raise LockedError if the image's newest state is that of an import that has not happened yet."""
+        found = self.find()
+        if found is not None and not found.done:
+            raise LockedError(
+                f"a stream is being imported into image {self._image!r}, or that was interrupted: try again when it is "
+                "through; opening the image for writing takes an interrupted one back"
+            )
+
+    def begin(self, begun: Import) -> None:
+        """Put the note; durable on return. Whoever calls has the image open for writing."""
+        try:
+            self._records.put(RecordKind.SNAPSHOT, self._key, _values(begun))
+        except ObjectExistsError:
+            raise LockedError(f"another import into image {self._image!r} is under way") from None
+
+    def finish(self, begun: Import, pin: Pin) -> Snapshot:
+        """Let the import happen: `pin` is the durable state it leads to, and a lease is held on it. Gives the snapshot."""
+        done = replace(begun, kept=pin, reverts=(), snapshot=replace(begun.snapshot, pin=pin), done=True)
+        self._records.overwrite(RecordKind.SNAPSHOT, self._key, _values(done))
+        self.complete(done)
+        return done.snapshot
+
+    def complete(self, done: Import) -> None:
+        """Do what follows the moment of the import: put the snapshot, take the note away."""
+        snapshot = done.snapshot
+        if all(each.id != snapshot.id for each in self._snapshots.everything()):
+            try:
+                self._snapshots.put(snapshot)
+            except AlreadyExistsError:  # somebody took the name after the crash
+                self._snapshots.put(replace(snapshot, name=f"{snapshot.name}-{snapshot.id.hex()[:8]}"))
+        self.forget(done)
+
+    def forget(self, own: Import) -> None:
+        """Take the note away, unless it is another import's by now."""
+        found = self.find()
+        if found is not None and found.snapshot.id == own.snapshot.id:
+            self._store.delete(self._key)
+
+
+def _values(each: Import) -> dict[str, RecordValue]:
+    snapshot = each.snapshot
+    return {
+        "name": snapshot.name,
+        "id": snapshot.id,
+        **pack_pin(each.kept),
+        "reverts": [pack_pin(pin) for pin in each.reverts],
+        "size_bytes": snapshot.size_bytes,
+        "created": snapshot.created,
+        "protected": False,
+        "group": None,
+        IMPORT_FIELD: "done" if each.done else "begun",
+    }
+
+
+def _read(fields: RecordFields) -> Import:
+    pin = pin_of(fields)
+    snapshot = Snapshot(
+        fields.text("name"),
+        fields.blob("id", ID_BYTES),
+        pin,
+        fields.integer("size_bytes", 0, limits.IMAGE_BYTES),
+        fields.integer("created"),
+    )
+    return Import(pin, reverts_of(fields), snapshot, fields.text(IMPORT_FIELD) == "done")
