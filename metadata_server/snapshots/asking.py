@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 import trio
 
-from core.errors import AlreadyExistsError, IntegrityError, LockedError, NotFoundError, UsageError, WorldError
+from core.errors import AlreadyExistsError, BlockyardError, LockedError, NotFoundError, UsageError, WorldError
 from core.filesystem.filesystems import Filesystem
 from metadata_server.client.asking import ask_server
 from metadata_server.client.connection import Client
@@ -34,11 +34,11 @@ SERVER: Final = "BLOCKYARD_METADATA_SERVER"
 TLS: Final = "BLOCKYARD_METADATA_TLS"
 T = TypeVar("T")
 Facts = dict[str, Any]
-_KINDS: Final = {
+_ERRORS: Final[dict[int, type[BlockyardError]]] = {
     errno.ENOENT: NotFoundError,
     errno.EEXIST: AlreadyExistsError,
     errno.EBUSY: LockedError,
-    errno.EBADMSG: IntegrityError,
+    errno.EIO: WorldError,
 }
 
 
@@ -82,8 +82,8 @@ async def run_task(client: Client, kind: bytes, arguments: Facts, progress: Prog
         await trio.sleep(wait_s)
         wait_s = min(1.5 * wait_s, 0.5)
     if state.errno:
-        kind = _KINDS.get(state.errno)
-        raise OperationError(state.errno, state.text) if kind is None else kind(state.text)
+        known = _ERRORS.get(state.errno)
+        raise OperationError(state.errno, state.text) if known is None else known(state.text)
     result: Facts = msgpack.unpackb(state.result)
     return result
 
