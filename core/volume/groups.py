@@ -22,11 +22,11 @@ from core.pool.pool import Pool
 from core.volume.ancestry import image_log
 from core.volume.images import image_keys
 from core.volume.names import VolumeNames
-from core.volume.owner_lock import Owner, OwnerLock, is_alive, process_start
+from core.volume.owner_lock import Owner, OwnerLock, living_owner
 from core.volume.replay import Log, VolumeState, follow_log, load_state
 from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
 from core.volume.snapshots import lease, pin_newest, publish
-from core.volume.writer_requests import Request, Wish, WriterRequests
+from core.volume.writer_requests import Request, Wish, WriterRequests, unanswered
 
 _TRIES: Final = 3
 _POLL_S: Final = 0.005
@@ -80,9 +80,12 @@ class _Member:
 
     def writer(self) -> Owner | None:
         """Give the living writer, None if there is none."""
-        owner = self._lock.read()
-        alive = owner is not None and is_alive(owner, self._pool.world, process_start(owner.pid))
-        return owner if alive else None
+        return living_owner(self._lock, self._pool.world)
+
+    def has_still(self, owner: Owner | None) -> bool:
+        """Say whether this writer has the image still."""
+        now = self.writer()
+        return now is not None and owner is not None and now.nonce == owner.nonce
 
     def ask(self, wish: Wish) -> None:
         """Ask the writer, who is let go by it from whatever it was asked for before."""
@@ -141,7 +144,9 @@ def _at_one_moment(pool: Pool, members: list[_Member], sleep: Sleep) -> list[int
 def _attempt(pool: Pool, members: list[_Member], sleep: Sleep) -> dict[int, int] | None:
     """Hold everything still once; give the generations by members, None if it was no one moment."""
     owners = {id(each): _writer_after_publishing(pool, each, sleep) for each in members}
-    written = [each for each in members if owners[id(each)] is not None]
+    written = [(each, owner) for each in members if (owner := owners[id(each)]) is not None]
+    for each, _ in written:
+        each.requests.wait_for_turn(sleep)
     try:
         # Two rounds: an answer to the first makes writers behind a network look often, so the second is quick.
         if _ask(pool, written, Wish.PUBLISH, limits.REQUEST_WAIT_S, sleep) is None:
@@ -152,12 +157,12 @@ def _attempt(pool: Pool, members: list[_Member], sleep: Sleep) -> dict[int, int]
         if found is None:
             return None
         nobody_came = all(each.is_same() for each in idle)
-        nobody_left = all(_is_same_writer(each, owners[id(each)]) and each.stands() for each in written)
+        nobody_left = all(each.has_still(owner) and each.stands() for each, owner in written)
         if not (nobody_came and nobody_left and pool.world.monotonic() - begun < limits.FREEZE_S):
             return None
         return {**found, **{id(each.member): each.state.generation for each in idle}}
     finally:
-        for each in written:
+        for each, _ in written:
             each.let_go()
 
 
@@ -170,36 +175,29 @@ def _writer_after_publishing(pool: Pool, member: _Member, sleep: Sleep) -> Owner
     return owner
 
 
-def _is_same_writer(member: _Member, owner: Owner | None) -> bool:
-    now = member.writer()
-    return now is not None and owner is not None and now.nonce == owner.nonce
-
-
-def _ask(pool: Pool, written: list[_Member], wish: Wish, wait_s: float, sleep: Sleep) -> dict[int, int] | None:
-    """Ask every writer, then wait for all; give the answers, None where one was asked for something else meanwhile.
+def _ask(
+    pool: Pool, written: list[tuple[_Member, Owner]], wish: Wish, wait_s: float, sleep: Sleep
+) -> dict[int, int] | None:
+    """Ask every writer, then wait for all; give the answers. None where one left, or was asked for something else meanwhile.
 
     An answer to FREEZE that does not come in time gives None as well; any other is LockedError.
     """
     until = pool.world.monotonic() + wait_s
-    for each in written:
+    for each, _ in written:
         each.ask(wish)
     found: dict[int, int] = {}
-    while len(found) < len(written):
-        for each in written:
+    while True:
+        for each, owner in written:
             if id(each) not in found:
                 generation = each.answer()
                 if generation is not None:
                     found[id(each)] = generation
-                elif not each.stands():
+                elif not (each.stands() and each.has_still(owner)):
                     return None
-        if len(found) < len(written):
-            if pool.world.monotonic() >= until:
-                late = ", ".join(repr(each.info.name) for each in written if id(each) not in found)
-                if wish is Wish.FREEZE:
-                    return None
-                raise LockedError(
-                    f"the writer of {late} did not answer within {wait_s:.0f} s. If its process hangs, end it and try "
-                    "again; what it acknowledged is kept"
-                )
-            sleep(_POLL_S)
-    return found
+        if len(found) == len(written):
+            return found
+        if pool.world.monotonic() >= until:
+            if wish is Wish.FREEZE:
+                return None
+            raise unanswered(", ".join(repr(each.info.name) for each, _ in written if id(each) not in found), wait_s)
+        sleep(_POLL_S)

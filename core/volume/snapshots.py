@@ -11,8 +11,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
+from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import BlockyardError, IntegrityError, LockedError, StoreError, UsageError
 from core.pool.pool import Pool
@@ -22,11 +24,12 @@ from core.volume.description import ImageInfo
 from core.volume.images import image_keys, open_image
 from core.volume.names import VolumeNames
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import OwnerLock, ReaderLease, is_alive, process_start
+from core.volume.owner_lock import Owner, OwnerLock, ReaderLease, living_owner
 from core.volume.pins import EVERYTHING, Pin
 from core.volume.replay import follow_log, load_state
 from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
 from core.volume.writer_requests import Wish, WriterRequests
+from core.world import World
 
 __all__ = [
     "Snapshot",
@@ -60,18 +63,28 @@ def create_snapshot(
 def publish(pool: Pool, info: ImageInfo, keys: VolumeKeys, sleep: Callable[[float], None]) -> None:
     """See to it that everything flushed before the call stands in the log."""
     names = VolumeNames(info.prefix)
-    for _ in range(_TRIES):
-        owner = OwnerLock(pool.store, names, keys, info.name, pool.world).read()
-        if owner is not None and is_alive(owner, pool.world, process_start(owner.pid)):
-            if owner.acknowledges_early:
-                WriterRequests(pool.store, info.prefix, keys, pool.world).ask_and_wait(Wish.PUBLISH, sleep)
-            return
+    lock = OwnerLock(pool.store, names, keys, info.name, pool.world)
+    until = pool.world.monotonic() + limits.REQUEST_WAIT_S
+    while pool.world.monotonic() < until:
+        owner = living_owner(lock, pool.world)
+        if owner is not None:
+            if not owner.acknowledges_early:
+                return
+            requests = WriterRequests(pool.store, info.prefix, keys, pool.world)
+            if requests.ask_and_wait(Wish.PUBLISH, sleep, partial(_has_still, lock, pool.world, owner)) is not None:
+                return
+            continue
         if not (isinstance(pool.store, Appendable) and pool.store.list_growing(names.open_area)):
             return
         with contextlib.suppress(LockedError):  # somebody opened it at this moment: ask that one
             open_image(pool, info.name, writable=True, options=ImageOptions()).close()
             return
     raise LockedError(f"image {info.name!r} is opened and closed all the time; try again")
+
+
+def _has_still(lock: OwnerLock, world: World, owner: Owner) -> bool:
+    now = living_owner(lock, world)
+    return now is not None and now.nonce == owner.nonce
 
 
 def pin_newest(

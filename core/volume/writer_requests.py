@@ -1,8 +1,8 @@
 """Asking the living writer of an image for something, across processes and machines: a signed record that it looks for and answers.
 
-`<prefix>/request` is advisory (docs/format.md, REQUEST): losing it loses a request and nothing else. One asks at a time; a later
-request takes an earlier one's place, whose asker then waits in vain. A writer on a directory looks ten times a second, another
-one at each heartbeat. Holds the last nonce it answered; one thread.
+`<prefix>/request` is advisory (docs/format.md, REQUEST): losing it loses a request and nothing else. One asks at a time and waits for
+its turn; where two begin at once the later request takes the place of the other, whose asker sees that and begins again. A writer on
+a directory looks ten times a second, another one at each heartbeat. Holds the last nonce it answered; one thread.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,8 @@ from core.world import World
 
 NONCE_BYTES: Final = 16
 _POLL_S: Final = 0.01
+_FORGOTTEN_S: Final = 2 * limits.LOCK_HEARTBEAT_S
+"""A request that is older belongs to an asker who died, or will be told that it was not answered."""
 
 
 class Wish(StrEnum):
@@ -71,25 +73,41 @@ class WriterRequests:
         """Take the request away, answered or not."""
         self._store.delete(self._key)
 
-    def ask_and_wait(self, wish: Wish, sleep: Callable[[float], None]) -> int:
-        """Ask, and give the generation of the answer; LockedError if there is none in time."""
+    def wait_for_turn(self, sleep: Callable[[float], None]) -> None:
+        """Wait while somebody else's request stands; one that is older than they take was forgotten."""
+        until = self._world.monotonic() + _FORGOTTEN_S
+        while self._world.monotonic() < until:
+            request = self._standing()
+            if request is None or abs(self._world.now() - request.asked) > _FORGOTTEN_S:
+                return
+            sleep(_POLL_S)
+
+    def ask_and_wait(self, wish: Wish, sleep: Callable[[float], None], is_there: Callable[[], bool]) -> int | None:
+        """Ask when nobody else does, and give the generation of the answer; LockedError if there is none in time.
+
+        None if the writer left (`is_there` tells), or was asked for something else meanwhile: look at it and ask it again.
+        """
+        self.wait_for_turn(sleep)
+        until = self._world.monotonic() + limits.REQUEST_WAIT_S
         request = self.ask(wish)
         try:
-            return self.wait_for(request, sleep)
+            while (generation := self.answer_to(request)) is None:
+                if not self.stands(request) or not is_there():
+                    return None
+                if self._world.monotonic() >= until:
+                    raise unanswered("the image", limits.REQUEST_WAIT_S)
+                sleep(_POLL_S)
+            return generation
         finally:
-            self.withdraw()
+            if self.stands(request):
+                self.withdraw()
 
-    def wait_for(self, request: Request, sleep: Callable[[float], None]) -> int:
-        """Wait for an answer; LockedError if there is none in time."""
-        until = self._world.monotonic() + limits.REQUEST_WAIT_S
-        while (generation := self.answer_to(request)) is None:
-            if self._world.monotonic() >= until:
-                raise LockedError(
-                    f"the image's writer did not answer a request ({request.wish}) within {limits.REQUEST_WAIT_S:.0f} s. "
-                    "If its process hangs, end it and try again; what it acknowledged is kept"
-                )
-            sleep(_POLL_S)
-        return generation
+    def _standing(self) -> Request | None:
+        try:
+            fields = self._records.find(RecordKind.REQUEST, self._key)
+            return None if fields is None else _read(fields)
+        except IntegrityError:
+            return None
 
     # The writer.
 
@@ -126,6 +144,14 @@ class WriterRequests:
     def _write(self, request: Request, generation: int | None) -> None:
         values = {"wish": request.wish.value, "nonce": request.nonce, "asked": request.asked, "generation": generation}
         self._records.overwrite(RecordKind.REQUEST, self._key, values)
+
+
+def unanswered(whose: str, wait_s: float) -> LockedError:
+    """Make the error of a writer that does not answer."""
+    return LockedError(
+        f"the writer of {whose} did not answer within {wait_s:.0f} s. If its process hangs, end it and try again; "
+        "what it acknowledged is kept"
+    )
 
 
 def _read(fields: RecordFields) -> Request:
