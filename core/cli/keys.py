@@ -8,6 +8,7 @@ import click
 from core.cli.openers import NewSlot, ask_new_passphrase, new_slot_options
 from core.cli.options import PATH, json_option, with_session
 from core.cli.output import Row, format_time, print_json, print_table
+from core.cli.rotation import ROTATION_VERBS
 from core.cli.session import Session
 from core.config import PoolSettings
 from core.crypto.slots import SlotKind
@@ -23,7 +24,11 @@ _KINDS = {SlotKind.KEY_FILE: "key file", SlotKind.PASSPHRASE: "passphrase"}
 
 @click.group()
 def key() -> None:
-    """Manage the key slots of a pool. None of it rewrites data."""
+    """Manage the key slots of a pool, and change the keys of pools and volumes. None of it rewrites data."""
+
+
+for _verb in ROTATION_VERBS:
+    key.add_command(_verb)
 
 
 @key.command("ls")
@@ -78,7 +83,10 @@ def export(session: Session, pool: str, file: Path, reader: bool, label: str, as
 @click.argument("slot")
 @with_session
 def rm(session: Session, pool: str, slot: str) -> None:
-    """Remove a key slot: what opened it opens the pool no more. Needs an owner's key."""
+    """Remove a key slot: what opened it opens the pool no more. Needs an owner's key.
+
+    Quick, and enough for a key that nobody else ever had. `revoke` also shuts out who kept a copy of what was in it.
+    """
     with session.pool(pool) as opened:
         dropped = drop_slot(opened, slot)
     click.echo(f"removed the {dropped.role}'s slot {dropped.id}")

@@ -25,9 +25,15 @@ def connect_pool(settings: PoolSettings, world: World, prompt: Prompt | None = N
     The key is, in this order: what the settings name; the key file in the user's keyring directory; a passphrase from
     `prompt`. Raises KeyRefusedError with a plain sentence when none of them is there or fits.
     """
+    return connect_with_opener(settings, world, prompt)[0]
+
+
+def connect_with_opener(settings: PoolSettings, world: World, prompt: Prompt | None = None) -> tuple[Pool, Unlock]:
+    """Open the pool as `connect_pool` does, and give what opened it with it: for changing how that is wrapped."""
     store = open_store(settings.url, mirror=settings.mirror)
     try:
-        return open_pool(store, find_opener(store, settings, prompt), world)
+        opener = find_opener(store, settings, prompt)
+        return open_pool(store, opener, world), opener
     except BaseException:
         store.close()
         raise

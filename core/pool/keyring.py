@@ -9,9 +9,11 @@ from collections.abc import Callable
 from core import limits
 from core.crypto.signature import Signer
 from core.errors import NotFoundError, UsageError
+from core.format.slot import unwrap_slot
 from core.pool.key_files import SECRET_BYTES, KeyFile
 from core.pool.keys import SEED_BYTES, PoolKeys, Role
 from core.pool.pool import Pool
+from core.pool.rotation import upgrade_slot
 from core.pool.slots import (
     Membership,
     Passphrase,
@@ -20,11 +22,15 @@ from core.pool.slots import (
     draw_membership,
     find_slot,
     list_slots,
+    make_slot,
     new_slot_id,
+    overwrite_slot,
     put_slot,
     read_grant,
     regrant,
     remove_slot,
+    slot_info,
+    slot_key,
 )
 
 NewOpener = Passphrase | Callable[[KeyFile], None]
@@ -97,6 +103,32 @@ def _follow_rotation(pool: Pool, old: str, new: str, member: Membership, keys: P
     newest = read_grant(before, old, member)
     if newest.key_id > keys.key_id:
         regrant(pool.store, new, after, member, newest, pool.world)
+
+
+def rewrap_slot(pool: Pool, opener: Unlock) -> SlotInfo:
+    """Wrap the slot that opened the pool anew, with a fresh salt and the cost that `opener` says; durable on return.
+
+    The same key file or passphrase opens it, and the pool's keys stay. A slot that an older program made becomes one of today; that takes
+    an owner's key. UsageError while the pool's key is being changed.
+    """
+    pool.follow()
+    if pool.description.rotation is not None:
+        raise UsageError("the pool's key is being changed; finish that first with `blockyard key rotate-pool`")
+    slot_id = pool.slot_id
+    slot = find_slot(pool.store, slot_id)
+    if slot is None:
+        raise NotFoundError("the key slot that opened the pool was removed since")
+    if unwrap_slot(slot, slot_key(slot_id), opener.secret) is None:
+        raise UsageError("what was given is not what opened the pool")
+    if pool.member is None:
+        pool.keys.admin()
+        pool.adopt_slot(slot_id, slot.kind, upgrade_slot(pool, slot_id, slot, opener))
+    else:
+        info = slot_info(slot, slot_id, pool.keys, pool.ring)
+        keys = read_grant(slot, slot_id, pool.member)
+        made = make_slot(slot_id, keys, opener, pool.member, info, slot.algorithm, pool.ring, pool.world)
+        overwrite_slot(pool.store, slot_id, made)
+    return next(each for each in slots_of(pool) if each.id == slot_id)
 
 
 def drop_slot(pool: Pool, slot_id: str) -> SlotInfo:

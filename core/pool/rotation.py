@@ -250,6 +250,12 @@ def _opener_of(slot_id: str, slot: Slot, openers: Sequence[Unlock]) -> Unlock | 
 # Records.
 
 
+def sign_again(pool: Pool) -> int:
+    """Seal and sign again every record of the pool that a retired writer signed, or that an older key seals; give how many there were."""
+    pool.require_writer("signing records again")
+    return _move(pool, _Count(), lambda _done, _total: None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """One record to be brought under the key that seals; `name` is that of the volume it belongs to."""
