@@ -20,8 +20,8 @@ from core.world import World
 
 NONCE_BYTES: Final = 16
 _POLL_S: Final = 0.01
-_FORGOTTEN_S: Final = 2 * limits.LOCK_HEARTBEAT_S
-"""A request that is older belongs to an asker who died, or will be told that it was not answered."""
+_UNANSWERED_S: Final = 2 * limits.LOCK_HEARTBEAT_S
+_UNREAD_S: Final = 0.2
 
 
 class Wish(StrEnum):
@@ -74,11 +74,14 @@ class WriterRequests:
         self._store.delete(self._key)
 
     def wait_for_turn(self, sleep: Callable[[float], None]) -> None:
-        """Wait while somebody else's request stands; one that is older than they take was forgotten."""
-        until = self._world.monotonic() + _FORGOTTEN_S
-        while self._world.monotonic() < until:
-            request = self._standing()
-            if request is None or abs(self._world.now() - request.asked) > _FORGOTTEN_S:
+        """Wait while somebody else's request stands, but not for one that its asker must have forgotten."""
+        seen, since = None, 0.0
+        while (standing := self._standing()) is not None:
+            now = self._world.monotonic()
+            if standing != seen:
+                seen, since = standing, now
+            request, answered = standing
+            if now - since >= _patience(request.wish, answered=answered):
                 return
             sleep(_POLL_S)
 
@@ -102,10 +105,11 @@ class WriterRequests:
             if self.stands(request):
                 self.withdraw()
 
-    def _standing(self) -> Request | None:
+    def _standing(self) -> tuple[Request, bool] | None:
+        """Give the request on record, and whether it was answered."""
         try:
             fields = self._records.find(RecordKind.REQUEST, self._key)
-            return None if fields is None else _read(fields)
+            return None if fields is None else (_read(fields), fields.has("generation"))
         except IntegrityError:
             return None
 
@@ -144,6 +148,13 @@ class WriterRequests:
     def _write(self, request: Request, generation: int | None) -> None:
         values = {"wish": request.wish.value, "nonce": request.nonce, "asked": request.asked, "generation": generation}
         self._records.overwrite(RecordKind.REQUEST, self._key, values)
+
+
+def _patience(wish: Wish, *, answered: bool) -> float:
+    """Say for how long a request may stand as it is without its asker having died, or given it up when another took its place."""
+    if not answered:
+        return _UNANSWERED_S
+    return limits.FREEZE_S if wish is Wish.FREEZE else _UNREAD_S
 
 
 def unanswered(whose: str, wait_s: float) -> LockedError:
