@@ -112,6 +112,8 @@ class Config:
     path: Path
     defaults: Settings = field(default_factory=Settings)
     pools: Mapping[str, Settings] = field(default_factory=dict)
+    backups: Mapping[str, object] = field(default_factory=dict)
+    """The tables `[backup.NAME]` as they stand; `core.backup.jobs` reads them."""
 
 
 def default_config_path(environment: Mapping[str, str]) -> Path:
@@ -141,16 +143,21 @@ def load_config(path: Path) -> Config:
         raise UsageError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    unknown = sorted(set(document) - {"defaults", "pools"})
+    unknown = sorted(set(document) - {"defaults", "pools", "backup"})
     if unknown:
-        raise UsageError(f"{path}: unknown key {unknown[0]!r}; the file holds [defaults] and [pools.NAME] tables")
+        raise UsageError(
+            f"{path}: unknown key {unknown[0]!r}; the file holds [defaults], [pools.NAME] and [backup.NAME] tables"
+        )
     defaults = _read_table(path, "defaults", document.get("defaults", {}))
     if defaults.url is not None:
         raise UsageError(f"{path}: defaults.url makes no sense; give each pool its own url")
     pools = document.get("pools", {})
     if not isinstance(pools, dict):
         raise UsageError(f"{path}: 'pools' must be tables such as [pools.backup]")
-    return Config(path, defaults, {name: _read_pool(path, name, table) for name, table in pools.items()})
+    backups = document.get("backup", {})
+    if not isinstance(backups, dict):
+        raise UsageError(f"{path}: 'backup' must be tables such as [backup.nightly]")
+    return Config(path, defaults, {name: _read_pool(path, name, table) for name, table in pools.items()}, backups)
 
 
 def settings_from_environment(environment: Mapping[str, str]) -> Settings:

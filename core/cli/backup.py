@@ -1,42 +1,36 @@
-"""`blockyard backup run|ls|show|restore`: making backups and getting them back."""
+"""`blockyard backup …`: the group, and ls, show and restore: what there is, and getting it back."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import click
 
 from core.backup.catalog import Catalog, Query, check_chain, load_catalog
-from core.backup.image_source import image_opener
-from core.backup.manifest import Manifest, Mode
+from core.backup.manifest import Manifest
 from core.backup.restore import restore_file, restore_image, restore_stream
-from core.backup.run import RunOptions, run_backup
-from core.backup.sources import FileSource
 from core.backup.summary import summarize
-from core.backup.vault import Vault, open_or_create_vault, open_vault
-from core.backup.visit import Visit, reading
+from core.backup.vault import Vault, open_vault
+from core.backup.visit import reading
+from core.cli.backup_care import forget_verb, prune_verb, systemd, verify_verb
 from core.cli.backup_places import (
     Place,
     choose,
-    is_directory,
     parse_place,
     parse_time,
     status_of_failure,
     vault_pool,
     with_vault_key,
 )
+from core.cli.backup_run import manifest_row, run_verb
 from core.cli.options import json_option, with_session
 from core.cli.output import Value, format_time, print_facts, print_json, print_table, progress_bar
 from core.cli.session import Session
-from core.errors import BlockyardError, UsageError
-from core.format.compression import Compression
+from core.errors import UsageError
 from core.units import format_size, parse_size
-from core.volume.images import image_names, image_options
+from core.volume.images import image_options
 
-INCOMPLETE = 3
-"""Exit status of what was done but for something that could not be read."""
 _STANDARD = "-"
 
 
@@ -49,88 +43,8 @@ def backup() -> None:
     """
 
 
-@backup.command()
-@click.argument("source", metavar="SOURCE")
-@click.argument("target", metavar="POOL")
-@click.option("--full", is_flag=True, help="Read everything, and begin a new chain.")
-@click.option("--differential", is_flag=True, help="Make it a child of the newest full backup.")
-@click.option("--compression", default="zstd:2", show_default=True, help="Such as zstd:1, zstd:9, lz4 or none.")
-@json_option
-@with_session
-@with_vault_key
-@status_of_failure
-def run(
-    session: Session, source: str, target: str, full: bool, differential: bool, compression: str, as_json: bool
-) -> None:
-    """Back SOURCE up into the vault of POOL: an image (POOL/NAME), a whole pool, or a raw file.
-
-    The first backup of a source is full, later ones read and store only what changed. An interrupted run leaves no backup, and the
-    next one goes on from what it had stored.
-    """
-    if full and differential:
-        raise UsageError("a backup is full or differential, not both")
-    mode = Mode.FULL if full else Mode.DIFFERENTIAL if differential else Mode.INCREMENTAL
-    options = RunOptions(mode=mode, compression=Compression.parse(compression))
-    with vault_pool(session, target) as pool:
-        runs = _runs(session, open_or_create_vault(pool), parse_place(session, source), options)
-        made, failed = _do_all(runs)
-        rows = [_row(each) for each in made]
-    if as_json:
-        print_json(rows)
-    else:
-        for each in made:
-            click.echo(_sentence(each))
-    if failed is not None:
-        raise failed
-    if any(each.statistics.unreadable for each in made):
-        sys.exit(INCOMPLETE)
-
-
-def _do_all(runs: Iterator[Manifest | BlockyardError]) -> tuple[list[Manifest], BlockyardError | None]:
-    """Carry runs out, one failing or not; give what was made and the first failure."""
-    made: list[Manifest] = []
-    failed: BlockyardError | None = None
-    for each in runs:
-        if isinstance(each, Manifest):
-            made.append(each)
-            continue
-        failed = failed or each
-    return made, failed
-
-
-def _runs(session: Session, vault: Vault, place: Place, options: RunOptions) -> Iterator[Manifest | BlockyardError]:
-    if place.path is not None:
-        if is_directory(place.path):
-            raise UsageError("directories cannot be backed up yet")
-        with progress_bar(f"back up {place.path}") as report:
-            yield run_backup(vault, partial(_opened_file, place.path, session), options, report)
-        return
-    assert place.pool is not None, "a place is a path or in a pool"
-    with session.pool(place.pool) as pool:
-        names = [place.name] if place.name is not None else image_names(pool)
-        for name in names:
-            try:
-                with progress_bar(f"back up {name}") as report:
-                    yield run_backup(vault, image_opener(pool, name), options, report)
-            except BlockyardError as error:
-                if place.name is not None:
-                    raise
-                click.echo(f"blockyard: {name}: {error}", err=True)
-                yield error
-
-
-def _opened_file(path: Path, session: Session, visit: Visit) -> FileSource:
-    return FileSource(path, visit.vault.pool.id, session.world.hostname)
-
-
-def _sentence(each: Manifest) -> str:
-    figures = each.statistics
-    text = (
-        f"backup {each.key_part[:8]} of {each.source.name} ({each.mode.value}): {format_size(each.size_bytes)}, "
-        f"read {format_size(figures.read_bytes)}, new {format_size(figures.new_bytes)}, "
-        f"stored {format_size(figures.stored_bytes)}, already there {format_size(figures.duplicate_bytes)}"
-    )
-    return text + (f"; {figures.unreadable} entries could not be read" if figures.unreadable else "")
+for each in (run_verb, verify_verb, forget_verb, prune_verb, systemd):
+    backup.add_command(each)
 
 
 @backup.command("ls")
@@ -172,7 +86,7 @@ def list_(
     if latest:
         found = list({each.source.key: each for each in found}.values())
     if as_json:
-        print_json([_row(each) for each in found])
+        print_json([manifest_row(each) for each in found])
         return
     print_table(
         ("id", "created", "source", "kind", "mode", "generation", "size", "new", "stored", "parent"),
@@ -214,7 +128,7 @@ def show(session: Session, backup: str, at: str | None, generation: int | None, 
             facts = _vault_facts(vault, catalog)
         else:
             found = choose(catalog, place.name, parse_time(at) if at is not None else None, generation)
-            facts = {**_row(found), "chain": check_chain(catalog, found)}
+            facts = {**manifest_row(found), "chain": check_chain(catalog, found)}
             facts["children"] = [each.key_part for each in catalog.children(found.id)]
     if as_json:
         print_json(facts)
@@ -284,24 +198,6 @@ def _span(text: str | None, size_bytes: int) -> tuple[int, int]:
     if not colon:
         raise UsageError(f"{text!r} is no range; write OFFSET:LENGTH, such as 1G:64M")
     return parse_size(offset), parse_size(length)
-
-
-def _row(each: Manifest) -> dict[str, Value]:
-    return {
-        "id": each.key_part,
-        "created": format_time(each.created),
-        "source": each.source.name,
-        "kind": each.source.kind.value,
-        "mode": each.mode.value,
-        "generation": each.generation,
-        "size_bytes": each.size_bytes,
-        "parent": each.parent.hex() if each.parent is not None else None,
-        "digest": each.digest.hex(),
-        "source_pool": each.source.pool_id.hex(),
-        "source_volume": each.source.volume_id.hex(),
-        "chunker": each.chunker,
-        **{name: getattr(each.statistics, name) for name in type(each.statistics).__dataclass_fields__},
-    }
 
 
 def _vault_facts(vault: Vault, catalog: Catalog) -> dict[str, Value]:

@@ -75,7 +75,7 @@ class History:
 
 
 def _differences(before: bytes, after: bytes) -> Iterator[Range]:
-    step = 4096
+    step = CHUNK // 4
     for at in range(0, len(after), step):
         new = after[at : at + step]
         if before[at : at + step] != new:
