@@ -123,6 +123,7 @@ def _check_old_slots(pool: Pool, openers: Sequence[Unlock], leave_out: Sequence[
         for slot_id, slot in read_slots(pool.store)
         if slot.version != MEMBER_VERSION
         and slot.pool_id == pool.id
+        and record_key_id(slot.info) == pool.description.key_id  # else an earlier rotation left it out already
         and slot_id not in leave_out
         and _opener_of(slot_id, slot, openers) is None
     ]
