@@ -100,7 +100,6 @@ class Yard:
             random_bytes=seeded_bytes(seed),
             hostname=host,
             boot_id=f"boot of {host}",
-            pid=(1 << 22) + 1,
         )
 
     def actor(self, host: str) -> str:
@@ -158,6 +157,10 @@ class Yard:
             found = self.do(disk.host, partial(read_whole, disk.image))
             assert found == bytes(disk.history.now), f"{disk.name}: {differing(found, disk.history.now)}"
             return
+        if isinstance(self.store, AppendableMemoryStore):
+            self.scheduler.sleep(
+                limits.LOCK_LEASE_S
+            )  # until then a dead writer's growing files are taken for a living one's
         found = self.read_all(host, disk.name)
         assert disk.history.prefix_of(found) is not None, f"{disk.name}: {disk.history.explain(found)}"
 
@@ -185,7 +188,16 @@ class Yard:
         found = self.do(host, partial(read_whole, image))
         disk.history.crashed(found)
         if was_open and old_host is not None and old is not None:
+            self._take_a_write(disk)
             self._notice_the_end(old_host, old)
+
+    def _take_a_write(self, disk: Disk) -> None:
+        """From the first write of a new reign on, growing files that older ones leave count for nothing (docs/durability.md)."""
+        assert disk.image is not None and disk.host is not None
+        data = noise(self._stamp, BLOCK)
+        self.do(disk.host, partial(disk.image.write, 0, data))
+        disk.history.did(write_steps(0, data))
+        self.flush(disk)
 
     def _notice_the_end(self, host: str, image: Image) -> None:
         """Whoever was cut off says so at the latest when it is asked to make something durable, and stays down."""
@@ -279,7 +291,15 @@ class Yard:
             past.did(steps or [])
             disk.history.did(steps or [])
         self.seen["snapshot"] += 1
-        self.together(calls)
+        try:
+            self.together(calls)
+        except LockedError:
+            assert disk.image is None and isinstance(self.store, AppendableMemoryStore), (
+                "only a dead writer does not answer"
+            )
+            self.seen["snapshot waits for a dead writer"] += 1
+            self.scheduler.sleep(limits.LOCK_LEASE_S)
+            self.together(calls)
         found = self.read_all(host, f"{disk.name}@{name}")
         assert past.prefix_of(found) is not None, f"{disk.name}@{name}: {past.explain(found)}"
         disk.snapshots[name] = ModelSnapshot(found)

@@ -300,7 +300,7 @@ class Recount:
 
     def _without_newest_root(self, image: Image) -> list[str]:
         """Should the newest root be lost, the older one and the log behind it give the same image."""
-        roots = self.roots(image)[-2:]
+        roots = self._last_two_roots(image)
         try:
             head = self.head(image)
             older = self._begin(image, roots[0] if len(roots) > 1 else 0)
@@ -309,7 +309,14 @@ class Recount:
         except BadBytesError as error:
             return [f"{image.volume.prefix} without its newest root: {error}"] if roots else []
         same = (older.map, older.size, older.next) == (head.map, head.size, head.next)
-        return [] if same else [f"{image.volume.prefix} without its newest root is another image"]
+        blocks = sorted(at for at in {*older.map, *head.map} if older.map.get(at) != head.map.get(at))
+        kept = [f"{root:x}" for root in roots]
+        difference = f"blocks {blocks[:20]}, {older.size} and {head.size} bytes, {older.next:x} and {head.next:x} next"
+        return (
+            []
+            if same
+            else [f"{image.volume.prefix} without the newest of its roots {kept} is another image: {difference}"]
+        )
 
     def _kept_missing(self, image: Image) -> list[str]:
         """A pin keeps all its root counts as live, and the older of the last two roots is there with the log behind it."""
@@ -324,7 +331,7 @@ class Recount:
     def kept(self, image: Image) -> dict[str, set[str]]:
         """Give the keys that the collector must leave, and nothing else, by what keeps them."""
         kept: dict[str, set[str]] = {}
-        roots = self.roots(image)[-2:]
+        roots = self._last_two_roots(image)
         older = roots[0] if len(roots) > 1 else 0
         newest = roots[-1] if roots else 0
         logged = self.logged(image)
@@ -334,10 +341,20 @@ class Recount:
         head |= {key for key in self._keys(f"{image.volume.prefix}/checkpoint/") if int(key.split("/")[3], 16) > newest}
         kept["head"] = head
         for name, fields in image.snapshots.items():
-            kept[f"@{name}"] = self._kept_by(image, _pin(fields))
+            kept[f"@{name}"] = self._kept_by_record(image, fields)
         for child, fields in image.children.items():
-            kept[f"child {child.hex()[:8]}"] = self._kept_by(image, _pin(fields))
+            kept[f"child {child.hex()[:8]}"] = self._kept_by_record(image, fields)
         return kept
+
+    def _kept_by_record(self, image: Image, fields: Mapping[str, Any]) -> set[str]:
+        pins = [_pin(fields), *(_pin(each) for each in fields.get("reverts") or ())]
+        return set().union(*(self._kept_by(image, pin) for pin in pins))
+
+    def _last_two_roots(self, image: Image) -> list[int]:
+        """Give the newest root and the whole one before it. One that is not whole was put by a writer that had been cut off."""
+        roots = self.roots(image)
+        whole = [root for root in roots[:-1] if self._root_and_packs(image, root) <= set(self.objects)]
+        return [*whole[-1:], *roots[-1:]]
 
     def _root_and_packs(self, image: Image, checkpoint: int) -> set[str]:
         if not checkpoint:
@@ -375,7 +392,7 @@ class Recount:
                 for child in image.children
                 if child in self.images and image.volume.id in dict(self.images[child].ancestors)
             }
-        left = [key for key in self.objects if key.startswith(("image/", "removed/")) and key not in kept]
+        left = [key for key in self.objects if key.startswith(("image/", "removed/", "removing/")) and key not in kept]
         homeless = [
             f"{image.volume.prefix}/image"
             for image in self.images.values()
