@@ -11,6 +11,7 @@ from core.cli.output import Row, format_time, print_facts, print_json, print_tab
 from core.cli.pool import algorithm_name
 from core.cli.session import Session
 from core.cli.snapshot_kinds import image_row
+from core.cli.streams import diff, export_diff, import_diff
 from core.cli.transfer import export, import_
 from core.config import split_image_reference, split_snapshot
 from core.errors import IntegrityError, UsageError
@@ -31,6 +32,9 @@ def image() -> None:
 
 image.add_command(import_)
 image.add_command(export)
+image.add_command(diff)
+image.add_command(export_diff)
+image.add_command(import_diff)
 image.add_command(children)
 
 

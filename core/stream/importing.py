@@ -74,7 +74,7 @@ def import_file(target: Target, source: Path, progress: Progress) -> Imported:
 
 
 def import_stream(target: Target, source: Readable, progress: Progress, scratch: Path | None = None) -> Imported:
-    """Import a stream from a pipe. One that is not full is kept in `scratch`, or where the system keeps such files, until it is verified."""
+    """Import a stream from a pipe. One that is not full is kept in `scratch`, or where the system has such files, until it is verified."""
     importing = _Importing(target, "the stream", progress, None)
     try:
         with tempfile.TemporaryFile(dir=scratch, prefix="blockyard-") as kept:
@@ -179,9 +179,11 @@ class _Importing:
                 self._check_at(image, base)
                 begun = Import(base.pin, base.reverts, _snapshot(head, base.pin))
                 notes.begin(begun)
-                if not held():
+                # Our own collector may have looked at leases before ours stood, and at records before the note did.
+                kept = held() and self._find_base(head).pin == base.pin
+                if not kept:
                     notes.forget(begun)
-                self._check_held(held())
+                self._check_held(kept)
             with self._taken_back_on_failure(image, notes, begun):
                 if head.size_bytes != image.size_bytes:
                     image.resize(head.size_bytes, allow_shrink=True)
