@@ -19,7 +19,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("nbd", epilog="Parameters for -o:\n\n\b\n" + parameters.help_text())
-@click.argument("target", metavar="POOL/IMAGE")
+@click.argument("target", metavar="POOL/IMAGE[@SNAP]")
 @click.option("--all-images", is_flag=True, help="The argument is a POOL; clients choose an image by export name.")
 @click.option(
     "--socket", "socket_path", type=_PATH, help="Unix socket; the default is one in the user's runtime directory."
@@ -63,7 +63,7 @@ def nbd_verb(
     run: str | None,
     only_print: bool,
 ) -> None:
-    """Serve an image over NBD, in the foreground unless told otherwise."""
+    """Serve an image over NBD, in the foreground unless told otherwise; a snapshot read-only."""
     if socket_path is None and port is None:
         socket_path = _default_socket(target if all_images else split_image_reference(target)[1])
     here = Path.cwd()

@@ -75,7 +75,7 @@ class Serving:
     """What to serve and how."""
 
     target: str
-    """POOL/IMAGE, or POOL to serve every image under its own export name."""
+    """POOL/IMAGE, POOL/IMAGE@SNAPSHOT, or POOL to serve every image under its own export name."""
     endpoint: Endpoint
     whole_pool: bool = False
     readonly: bool = False

@@ -46,7 +46,7 @@ class Parameters:
     pool: str
     """A configured pool's name or a URL."""
     image: str | None
-    """The image served under any connection; None serves every image of the pool by export name."""
+    """The image, or IMAGE@SNAPSHOT, served under any connection; None serves every image of the pool by export name."""
     settings: Settings
     """How pool and images are opened, as far as the command line says."""
     size_bytes: int | None = None
@@ -71,7 +71,9 @@ KEYS: Final[Mapping[str, _Key]] = {
     "pool": _Key(
         "NAME|URL", "(required) pool: a name of the configuration file, or file:// s3:// gs:// az:// rados://"
     ),
-    "image": _Key("NAME", "image to serve; without it every image of the pool is an export, chosen by export name"),
+    "image": _Key(
+        "NAME[@SNAP]", "image or snapshot to serve; without it all of the pool are exports, chosen by export name"
+    ),
     "size": _Key("SIZE", "with create=true: the size of the new image, such as 10G"),
     "create": _Key("BOOL", "make the image if there is none of that name"),
     "readonly": _Key("BOOL", "take no lock, write nothing, show the last durable state at each new connection"),
@@ -120,15 +122,14 @@ def parse(raw: Mapping[str, str], directory: Path) -> Parameters:
     if not pool:
         raise UsageError("pool= is missing; write pool=NAME or pool=URL, such as pool=file:///srv/pool image=disk")
     image = raw.get("image")
-    if image is not None:
-        config.check_image_name(image)
+    is_snapshot = image is not None and config.split_snapshot(image)[1] is not None
     parameters = Parameters(
         pool=pool,
         image=image,
         settings=_settings(raw, directory),
         size_bytes=_optional(raw, "size", _image_size),
         create=_flag(raw, "create"),
-        readonly=_flag(raw, "readonly"),
+        readonly=_flag(raw, "readonly") or is_snapshot,
         force=_flag(raw, "force"),
         threads=_optional(raw, "threads", _threads),
         stats=StatsAddress.parse(raw["stats"], directory) if "stats" in raw else None,
@@ -140,6 +141,8 @@ def parse(raw: Mapping[str, str], directory: Path) -> Parameters:
 
 
 def _check_together(parameters: Parameters) -> None:
+    if parameters.image is not None and "@" in parameters.image:
+        _check_snapshot(parameters, parameters.image)
     if parameters.create and parameters.image is None:
         raise UsageError("create=true needs image=NAME and size=SIZE")
     if parameters.create and parameters.size_bytes is None:
@@ -154,6 +157,19 @@ def _check_together(parameters: Parameters) -> None:
         raise UsageError("create=true and readonly=true do not go together")
     if parameters.force and parameters.readonly:
         raise UsageError("force=true takes over as a writer; it makes no sense with readonly=true")
+
+
+def _check_snapshot(parameters: Parameters, name: str) -> None:
+    for key, given in (
+        ("create", parameters.create),
+        ("force", parameters.force),
+        ("unflushed", parameters.unflushed is not None),
+    ):
+        if given:
+            raise UsageError(
+                f"{key}= makes no sense with image={name}: a snapshot is read-only; to write, make a clone of it with "
+                "`blockyard clone`"
+            )
 
 
 def _settings(raw: Mapping[str, str], directory: Path) -> Settings:

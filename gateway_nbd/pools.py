@@ -12,6 +12,7 @@ from core.config import (
     load_config,
     resolve_pool,
     settings_from_environment,
+    split_snapshot,
 )
 from core.errors import NotFoundError
 from core.pool.connect import find_opener, opener_from_settings
@@ -23,6 +24,7 @@ from core.units import format_size
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_options, list_images, open_image
 from core.volume.options import ImageOptions
+from core.volume.snapshots import count_snapshots, find_snapshot, list_snapshots
 from core.world import World
 from gateway_nbd.connection import BlockImage
 from gateway_nbd.figures import StoreCalls, StoreCounters, image_figures
@@ -104,8 +106,13 @@ class PoolImages:
         self._opened: weakref.WeakSet[Image] = weakref.WeakSet()
 
     def names(self) -> list[tuple[str, str]]:
-        """Give every image of the pool with its size for people."""
-        return [(info.name, format_size(info.size_bytes)) for info in list_images(self._pool)]
+        """Give every image of the pool with its size for people, each followed by its snapshots."""
+        found = []
+        for info in list_images(self._pool):
+            found.append((info.name, format_size(info.size_bytes)))
+            snapshots = list_snapshots(self._pool, info.name) if count_snapshots(self._pool, info) else []
+            found += [(f"{info.name}@{each.name}", format_size(each.size_bytes)) for each in snapshots]
+        return found
 
     def open(self, name: str, *, writable: bool) -> BlockImage:
         """Open an image of the pool."""
@@ -132,6 +139,10 @@ class PoolImages:
 
 
 def _find_or_create(pool: Pool, parameters: Parameters, name: str) -> None:
+    image, snapshot = split_snapshot(name)
+    if snapshot is not None:
+        find_snapshot(pool, image, snapshot)
+        return
     try:
         image_info(pool, name)
     except NotFoundError as error:

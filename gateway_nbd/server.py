@@ -118,7 +118,7 @@ class Gateway:
         self._wrap = _chain(wrappers)
 
     def list_exports(self, readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa: ARG002  # nbdkit's signature
-        """Give the one image, or those of the pool."""
+        """Give the one image, or those of the pool and their snapshots."""
         if self._chosen.image is not None:
             return [(self._chosen.image, "")]
         return self._serving.names()
@@ -127,14 +127,14 @@ class Gateway:
         """Give the image, or the only one of the pool, or no name."""
         if self._chosen.image is not None:
             return self._chosen.image
-        names = self._serving.names()
-        return names[0][0] if len(names) == 1 else ""
+        images = [name for name, _ in self._serving.names() if not is_snapshot(name)]
+        return images[0] if len(images) == 1 else ""
 
     def open(self, readonly: bool) -> Connection:
         """Connect a client to the image it asks for."""
         try:
-            readonly = readonly or self._chosen.readonly
             name = self._image_for(self._host.export_name())
+            readonly = readonly or self._chosen.readonly or is_snapshot(name)
             image = self._serving.acquire(name, writable=not readonly)
             return Connection(
                 self._wrap(image), key=(name, not readonly), readonly=readonly, set_error=self._host.set_error
@@ -251,6 +251,11 @@ def run_in_child(work: Callable[[], None], timeout_s: float) -> BlockyardError |
     if status == 0:
         return None
     return BlockyardError(text or f"the look at the pool ended with status {status}")
+
+
+def is_snapshot(name: str) -> bool:
+    """Say whether an export is a snapshot, IMAGE@SNAPSHOT, which nobody can write."""
+    return "@" in name
 
 
 def _as_it_is(image: BlockImage) -> BlockImage:

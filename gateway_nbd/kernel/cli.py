@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from core.cli.session import Session
+from core.config import split_image_reference, split_snapshot
 from core.units import format_size
 from gateway_nbd.kernel.limits import (
     CONNECTIONS,
@@ -30,7 +31,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("map")
-@click.argument("image", metavar="POOL/IMAGE")
+@click.argument("image", metavar="POOL/IMAGE[@SNAP]")
 @click.option("--readonly", is_flag=True, help="Map it read-only; the image's lock is not taken.")
 @click.option(
     "--connections",
@@ -93,7 +94,7 @@ def map_verb(
 ) -> None:
     """Attach an image to the kernel as /dev/nbdN and print the device.
 
-    A mounted filesystem does not notice when the gateway behind the device dies or is replaced.
+    A snapshot is mapped read-only. A mounted filesystem does not notice when the gateway behind the device dies or is replaced.
     """
     from gateway_nbd.kernel.command import gateway_command, gateway_environment, read_options
     from gateway_nbd.kernel.host import without_driver
@@ -101,6 +102,7 @@ def map_verb(
     from gateway_nbd.kernel.netlink import NoNbdDriverError
     from gateway_nbd.kernel.supervisor import Wishes
 
+    readonly = readonly or split_snapshot(split_image_reference(image)[1])[1] is not None
     here = Path.cwd()
     files = {"key": key_file, "passphrase_file": passphrase_file, "config": context.ensure_object(Session).config_path}
     given = read_options(options, files, here)
