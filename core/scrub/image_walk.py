@@ -232,7 +232,9 @@ class ImageWalk:
             self._follow_from(Pin(roots[-2], newest), to_the_end=True)
         elif roots and not self._bad_roots and not reaches_back(self._order, self._facts, self.base + 1, roots[0]):
             self._follow_from(Pin(newest, newest), to_the_end=True)
-            if not self._unreadable and not self._gone:
+            self._follow_from(Pin(0, newest), to_the_end=False, by_copies=True)
+            whole = reaches_back(self._order, self._facts, self.base + 1, roots[0])
+            if not whole and not self._unreadable and not self._gone:
                 self._tell_of_lost_checkpoint()
         else:
             self._follow_from(Pin(0, newest), to_the_end=True)
@@ -245,7 +247,8 @@ class ImageWalk:
         if pin.checkpoint in self.roots or not pin.checkpoint:
             self._follow_from(pin, to_the_end=False)
 
-    def _follow_from(self, pin: Pin, *, to_the_end: bool) -> None:
+    def _follow_from(self, pin: Pin, *, to_the_end: bool, by_copies: bool = False) -> None:
+        """Follow the log from a pin's checkpoint on; `by_copies`: what is not there was lost only if a copy fits."""
         root = self.roots.get(pin.checkpoint)
         start = root.next_sequence if root is not None else self.base + 1
         digest = short_digest(root.log_digest if root is not None else FIRST_DIGEST)
@@ -257,31 +260,35 @@ class ImageWalk:
                     return
                 if place not in told and place not in self._unreadable:
                     told.add(place)
-                    if self._mend_log(trouble, digest, pin.generation):
+                    if self._mend_log(trouble, digest, None if by_copies else pin.generation):
                         break  # walk again from the beginning
             else:
                 return
 
-    def _mend_log(self, trouble: Gap | Break, first_digest: bytes, needed_upto: int) -> bool:
+    def _mend_log(self, trouble: Gap | Break, first_digest: bytes, needed_upto: int | None) -> bool:
         if isinstance(trouble, Break):
             return self._mend_break(trouble, first_digest)
-        return self._mend_gap(trouble, needed_upto)
+        return self._mend_gap(trouble, first_digest, needed_upto)
 
-    def _mend_gap(self, gap: Gap, needed_upto: int) -> bool:
-        """Deal with a free place of the log; say whether something stands there now."""
+    def _mend_gap(self, gap: Gap, first_digest: bytes, needed_upto: int | None) -> bool:
+        """Deal with a free place of the log; say whether something stands there now. `needed_upto` None: nothing is known to be needed."""
         place, behind = gap.place, gap.behind
         key = self.names.segment(place)
         if self.run.pool.store.head(key) is not None:
             return self._look_again(place, "") is not None
         before = [each for each in self._order if each < place]
         epoch = self._facts[before[-1]].epoch if before else 0
-        if place <= needed_upto or (behind is not None and self._facts[behind].epoch > epoch):
-            return self._look_again(place, "and the log goes on behind it") is not None
-        follows = self._facts[before[-1]].digest if before and self._facts[before[-1]].next == place else None
+        if needed_upto is not None:
+            goes_on = behind is not None and self._facts[behind].epoch > epoch
+            if place <= needed_upto or goes_on:
+                return self._look_again(place, "and the log goes on behind it") is not None
+        follows = first_digest if not before else None
+        if before and self._facts[before[-1]].next == place:
+            follows = self._facts[before[-1]].digest
         prove = self._log_prover(place, [], lambda facts: follows is not None and facts.previous == follows)
         if any(self.run.mender.copies(key, prove, mirrors=True)) and self.run.pool.store.head(key) is None:
             return self._look_again(place, "and the mirror has it") is not None
-        if behind is not None and not self._is_written():
+        if needed_upto is not None and behind is not None and not self._is_written():
             text = "behind a gap of the log: a writer died before what comes first was there; never read"
             self.run.report.stray(self.names.segment(behind), text)
         return False
@@ -357,8 +364,10 @@ class ImageWalk:
         self.run.report.find(Finding(key, _SEGMENT, Trouble.MISSING, problem, remedy=NO_SOURCE))
 
     def _tell_of_lost_checkpoint(self) -> None:
-        problem = f"the log below {self.names.log} begins late, and no checkpoint stands at its beginning: one was lost"
-        finding = Finding(self.names.checkpoints, _CHECKPOINT, Trouble.MISSING, problem, remedy="the next two will do")
+        problem = f"the log below {self.names.log} is not whole before its one checkpoint: another checkpoint, or some of it, was lost"
+        finding = Finding(
+            self.names.checkpoints, _CHECKPOINT, Trouble.MISSING, problem, remedy="a new checkpoint will do"
+        )
         self.run.report.find(finding)
 
     # Helpers.

@@ -5,23 +5,26 @@ Stateless but for one walk; one thread. The image is leased while its maps are w
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import numpy as np
 
 from core import limits
 from core.errors import IntegrityError, StoreError
+from core.format.record import RecordKind, open_record, volume_record_keys
 from core.scrub.families import family_called
 from core.scrub.image_walk import ImageWalk
 from core.scrub.objects import LogFacts
 from core.scrub.references import bad_runs, segments_of
 from core.scrub.report import DamagedRange, Finding, Trouble
+from core.store.contract import ObjectMissingError
 from core.units import BLOCK_BYTES
 from core.volume.ancestry import image_log
 from core.volume.block_map import Entries
-from core.volume.clones import list_children
-from core.volume.description import child_key
+from core.volume.description import child_key, image_prefix
+from core.volume.names import VolumeNames
 from core.volume.owner_lock import ReaderLease
-from core.volume.pins import EVERYTHING, Pin
+from core.volume.pins import EVERYTHING, Pin, pin_of
 from core.volume.replay import Log, VolumeState, follow_log, load_pinned, load_state
 from core.volume.snapshot_records import SnapshotRecords
 
@@ -49,11 +52,15 @@ class MapWalk:
         """Walk the maps of every pinned state, and report what cannot be read."""
         image, pool = self._image, self._run.pool
         with self._leased() as lease:
-            log = image_log(pool, image.info)
-            self._walk("", image.info.size_bytes, lambda: _head(log), lease)
+            try:
+                log = image_log(pool, image.info)
+            except IntegrityError as error:
+                self._lose_all(image.info.name, image.info.size_bytes, error)
+                return
+            self._walk("", image.info.size_bytes, log, _head, lease)
             for where, size_bytes, pin in self._pinned():
                 image.follow(pin)
-                self._walk(where, size_bytes, lambda pin=pin: load_pinned(log, pin), lease)  # type: ignore[misc]
+                self._walk(where, size_bytes, log, partial(load_pinned, pin=pin), lease)
             self._check_children()
 
     def _pinned(self) -> Iterator[tuple[str, int, Pin]]:
@@ -63,9 +70,11 @@ class MapWalk:
             records = SnapshotRecords(pool.store, image.info, image.keys, pool.world)
             for each in records.everything():
                 yield f"@{each.name}", each.size_bytes, each.pin
-        with suppress(IntegrityError):
-            for child in list_children(pool, image.info.name):
-                yield f" as clone {child.name or child.volume_id.hex()} began", image.info.size_bytes, child.pin
+        record_keys = volume_record_keys(image.keys)
+        for key in [info.key for info in pool.store.list(image.names.children)]:
+            with suppress(IntegrityError, ObjectMissingError):
+                pin = pin_of(open_record(record_keys, RecordKind.CHILD, key, pool.store.get(key)))
+                yield f" as clone {key.rpartition('/')[2]} began", image.info.size_bytes, pin
         roots = sorted(image.roots)
         if len(roots) > 1:
             yield f" at its last checkpoint but one ({roots[-2]})", image.info.size_bytes, Pin(roots[-2], roots[-2])
@@ -87,14 +96,15 @@ class MapWalk:
             lease.beat(EVERYTHING)
             self._beaten_s = now_s
 
-    def _walk(self, where: str, size_bytes: int, load: Callable[[], VolumeState], lease: ReaderLease) -> None:
+    def _walk(
+        self, where: str, size_bytes: int, log: Log, load: Callable[[Log], VolumeState], lease: ReaderLease
+    ) -> None:
         name = self._image.info.name + where
         try:
-            state = load()
+            state = load(log)
         except IntegrityError as error:
             self._lose_all(name, size_bytes, error)
             return
-        log = image_log(self._run.pool, self._image.info)
         for page, entries in self._pages(state, log, name):
             self._beat(lease)
             self._note_ancestors(entries)
@@ -105,7 +115,7 @@ class MapWalk:
                     self._lose_run(name, offset, length, run.sequence)
 
     def _lose_run(self, name: str, offset: int, length: int, sequence: int) -> None:
-        key = self._owner_of(sequence).names.segment(sequence)
+        key = self._names_of(sequence).segment(sequence)
         self._run.report.lose(DamagedRange(name, offset, length, key))
         if not self._run.report.is_found(key):
             problem = f"the map of {name} points at blocks that {key} does not have"
@@ -151,25 +161,27 @@ class MapWalk:
     def _lose_page(self, state: VolumeState, name: str, page: int, error: IntegrityError) -> None:
         offset = page * _PAGE_BYTES
         pack = state.pages.place(page).pack
-        key = self._owner_of(pack).names.pages(pack)
+        key = self._names_of(pack).pages(pack)
         self._run.report.lose(DamagedRange(name, offset, min(_PAGE_BYTES, state.size_bytes - offset), key))
         if not self._run.report.is_found(key):
             self._run.report.find(Finding(key, "map pages", Trouble.DAMAGED, str(error), remedy="look at it again"))
 
     # Ancestors.
 
-    def _owner_of(self, sequence: int) -> ImageWalk:
-        """Give the walk of the image that a sequence belongs to: this one, or an ancestor."""
+    def _ancestor_of(self, sequence: int) -> bytes | None:
+        """Give the ancestor that a sequence belongs to; None if it is the image's own."""
         base = self._image.info.base
-        if base is not None:
-            for volume_id, last in base.ancestors:
-                if sequence <= last:
-                    return self._walk_of(volume_id)
-        return self._image
+        ancestors = base.ancestors if base is not None else ()
+        return next((volume_id for volume_id, last in ancestors if sequence <= last), None)
+
+    def _names_of(self, sequence: int) -> VolumeNames:
+        ancestor = self._ancestor_of(sequence)
+        return self._image.names if ancestor is None else VolumeNames(image_prefix(ancestor))
 
     def _facts_of(self, sequence: int) -> LogFacts | None:
+        ancestor = self._ancestor_of(sequence)
         try:
-            return self._owner_of(sequence).facts_of(sequence)
+            return (self._image if ancestor is None else self._walk_of(ancestor)).facts_of(sequence)
         except IntegrityError:  # the ancestor's description is bad, which was reported
             return None
 
@@ -178,14 +190,8 @@ class MapWalk:
             self._used |= self._ancestors(segments_of(entries))
 
     def _ancestors(self, sequences: set[int]) -> set[bytes]:
-        base = self._image.info.base
-        if base is None:
-            return set()
-        return {
-            next(volume_id for volume_id, last in base.ancestors if each <= last)
-            for each in sequences
-            if each <= base.ancestors[-1][1]
-        }
+        found = (self._ancestor_of(each) for each in sequences)
+        return {each for each in found if each is not None}
 
     def _check_children(self) -> None:
         """See to it that every ancestor the clone reads from knows of it: else its collector would delete what is needed."""
@@ -193,10 +199,14 @@ class MapWalk:
         for ancestor in sorted(self._used):
             key = child_key(ancestor, self._image.info.volume_id)
             if pool.store.head(key) is None:
+                try:
+                    keys = self._walk_of(ancestor).keys
+                except IntegrityError:
+                    continue  # its description is bad, which was reported
                 name = self._image.info.name
                 problem = f"{key} is missing: the image that {name} was cloned from may delete what it needs"
                 family = family_called(run.families, "child")
-                run.mender.missing(key, family.name, problem, run.prover(family, key, self._walk_of(ancestor).keys))
+                run.mender.missing(key, family.name, problem, run.prover(family, key, keys))
 
 
 def _head(log: Log) -> VolumeState:

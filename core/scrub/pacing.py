@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from core.store.contract import ObjectInfo, Store, StoreSpace
+from core.errors import IntegrityError
+from core.store.contract import ObjectInfo, ObjectShortError, Store, StoreSpace
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -56,8 +57,11 @@ class PacedStore:
         return data
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
-        """Read exactly these bytes."""
-        data = self._store.get_range(key, offset, length)
+        """Read exactly these bytes; a shorter object is a bad one."""
+        try:
+            data = self._store.get_range(key, offset, length)
+        except ObjectShortError as error:
+            raise IntegrityError(str(error)) from None
         self._pacer.spend(length)
         return data
 

@@ -22,7 +22,7 @@ from core.scrub.pacing import Pacer
 from core.scrub.pool_walk import VOLUMES, PoolWalk
 from core.scrub.report import Report
 from core.scrub.run import Run, bare
-from core.scrub.strayed import look_for_lost
+from core.scrub.strayed import bring_back, tell_of_slots
 from core.store.contract import Store
 from core.store.mirror import MirrorStore
 from core.volume.description import load_description as load_image
@@ -100,7 +100,7 @@ class _Scrub:
         for walk in list(self._images.values()):
             MapWalk(walk, self._walk_of).references()
         if chosen is None:
-            look_for_lost(self._run)
+            tell_of_slots(self._run)
 
     def _chosen(self) -> set[bytes] | None:
         if not self._options.only:
@@ -159,6 +159,8 @@ class _Scrub:
 
     def _look_into(self, family: VolumeFamily, volume_id: bytes, name: str) -> None:
         run = self._run
+        bring_back(run, family, volume_id, "key/")  # without them nothing else can be proved
+        bring_back(run, family, volume_id)
         if family.kind is VolumeKind.IMAGE:
             info, keys = load_image(run.pool, name, volume_id)
             walk = self._images.get(volume_id)
