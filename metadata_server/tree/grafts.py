@@ -231,7 +231,8 @@ class Graft:
 def _attachable(state: State, request: Attach) -> tuple[Inode, Inode]:
     """Give the root of a graft and the directory that names it."""
     row = state.rows.inode(request.inode)
-    if row is None or request.inode not in state.building or not row.flags & ORPHAN:
+    is_built = request.inode in state.building or request.inode in state.attached
+    if row is None or not is_built or not row.flags & ORPHAN:
         raise OperationError(errno.ESTALE, f"inode {request.inode} does not wait for a name")
     directory = names.free_name(state, request.directory, request.name)
     if stat.S_ISDIR(row.mode):
@@ -248,8 +249,10 @@ def touch_attach(state: State, request: Attach) -> list[Touch]:
 
 
 def attach(state: State, request: Attach) -> Answer:
-    """Apply Attach. The inode stays in `building` until the graft is let go of: that says nothing once it has a name."""
+    """Apply Attach."""
     row, directory = _attachable(state, request)
+    state.building.discard(row.number)
+    state.attached.add(row.number)
     is_directory = stat.S_ISDIR(row.mode)
     row.flags &= ~ORPHAN
     row.parent = directory.number if is_directory else 0

@@ -51,6 +51,8 @@ class State:
         self.now_ns = now_ns
         self.building: set[int] = set()
         """Inodes without a name that a graft builds, or that wait for their name (tree.grafts)."""
+        self.attached: set[int] = set()
+        """Those that were given one lately: should its transaction fail, they are given it again."""
         self.abandoned: set[int] = set()
         """Directories without a name that have something in them: they are taken apart little by little."""
         self.listed: tuple[object, int, Any] | None = None

@@ -148,6 +148,7 @@ class Tree:
         finally:
             self._rows.rollback()
             self._state.building.clear()
+            self._state.attached.clear()
             self._state.abandoned.clear()
 
     @property
@@ -199,6 +200,9 @@ class Tree:
     def abandon(self, inode: int) -> None:
         """Let go of what a graft built, if it got no name: it goes for good, little by little."""
         self._state.building.discard(inode)
+        if inode in self._state.attached:
+            self._state.attached.discard(inode)
+            return
         self.drop_orphan(inode)
 
     def owners(self, inode: int) -> list[int]:

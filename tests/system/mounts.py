@@ -213,14 +213,24 @@ class SharedFilesystem:
         return process, address
 
     def mount(
-        self, name: str = "a", *options: str | Path, server: str | None = None, at: Path | None = None
+        self,
+        name: str = "a",
+        *options: str | Path,
+        server: str | None = None,
+        at: Path | None = None,
+        snapshot: str | None = None,
     ) -> Mounted:
-        """Mount in a directory NAME and wait until it answers: with the server that was started, with a private one otherwise."""
+        """Mount in a directory NAME and wait until it answers: with the server that was started, with a private one otherwise.
+
+        A snapshot has a private server of its own in any case.
+        """
         path = at or self.short / "mnt" / name
         path.mkdir(parents=True, exist_ok=True)
-        address = server or (self.address if self.server is not None else None)
+        is_served = self.server is not None and snapshot is None
+        address = server or (self.address if is_served else None)
         where = [] if address is None else ["--server", address]
-        started = self._start(f"mount-{name}", ["mount", self.reference, path, "-f", *where, *options])
+        reference = self.reference if snapshot is None else f"{self.reference}@{snapshot}"
+        started = self._start(f"mount-{name}", ["mount", reference, path, "-f", *where, *options])
         mounted = Mounted(started.name, started.process, started.log, path, self)
         self.mounts.append(mounted)
         _wait_for_mount(mounted)
