@@ -4,6 +4,7 @@
 are none.
 """
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from core.backup import limits
 from core.format.header import HEADER_BYTES
-from core.format.pack import ID_DTYPE, Ids, PackTable
+from core.format.pack import ID_DTYPE, Ids, PackTable, join_tables
 
 _HEADER_DTYPE: Final = np.dtype(
     {"names": ["sequence", "nonce"], "formats": ["<u8", "V16"], "offsets": [56, 64], "itemsize": HEADER_BYTES}
@@ -42,6 +43,35 @@ def pack_names(table: PackTable) -> list[PackName]:
     """Give the name of every pack of a table, in order."""
     headers = table.packs["header"].view(_HEADER_DTYPE)
     return [(bytes(row["nonce"].tobytes()), int(row["sequence"])) for row in headers]
+
+
+def join_packs(tables: Iterable[PackTable]) -> PackTable:
+    """Give one table of all packs, each once."""
+    return join_tables(each_once(tables))
+
+
+def each_once(tables: Iterable[PackTable], without: AbstractSet[PackName] = frozenset()) -> list[PackTable]:
+    """Give tables of all packs but those in `without`, each once: two index objects may tell of one pack.
+
+    (A prune that was interrupted leaves both the old index objects and the new ones; what took over a dead run's packs may
+    do so twice.)
+    """
+    seen = set(without)
+    parts = []
+    for table in tables:
+        names = pack_names(table)
+        keep = np.zeros(len(names), bool)
+        for row, name in enumerate(names):
+            keep[row] = name not in seen
+            seen.add(name)
+        parts.append(table if keep.all() else _selected(table, keep))
+    return parts
+
+
+def _selected(table: PackTable, packs: npt.NDArray[np.bool_]) -> PackTable:
+    groups = np.repeat(packs, table.packs["groups"])
+    chunks = np.repeat(groups, table.groups["chunks"])
+    return PackTable(table.packs[packs], table.groups[groups], table.ids[chunks], table.lengths[chunks])
 
 
 class ChunkIndex:

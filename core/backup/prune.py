@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from core.backup import limits
 from core.backup.catalog import Catalog, load_catalog
-from core.backup.chunk_index import ChunkIndex, PackName
+from core.backup.chunk_index import ChunkIndex, PackName, each_once, join_packs
 from core.backup.chunk_reader import ChunkReader
 from core.backup.condemned import Condemnation, condemnations, packs_of, put_condemnation, withdraw
 from core.backup.index_store import load_indexes, put_indexes
@@ -32,7 +32,7 @@ from core.backup.vault import Vault
 from core.backup.whole import needed_ids
 from core.errors import IntegrityError, WorldError
 from core.format.compression import Compression
-from core.format.pack import GroupKind, Ids, PackTable, join_tables
+from core.format.pack import GroupKind, Ids
 from core.store.contract import ObjectInfo
 from core.volume.names import VolumeNames
 from core.volume.owner_lock import OwnerLock
@@ -90,7 +90,7 @@ class Prune:
         standing = {self._vault.names.pack_of(each.key): each.size_bytes for each in self._list_packs()}
         found = self._strays(standing)
         old = condemnations(self._vault)
-        index = ChunkIndex(join_tables(list(load_indexes(self._vault).values())))
+        index = ChunkIndex(join_packs(load_indexes(self._vault).values()))
         catalog = load_catalog(self._vault)
         strays = sorted(found.difference(index.names))
         needed, acquitted = self._needed(index, catalog.manifests, old)
@@ -207,7 +207,7 @@ class Prune:
         known = {each.id for each in before.manifests}
         newer = [each for each in load_catalog(self._vault).manifests if each.id not in known]
         if newer and ready:
-            index = ChunkIndex(join_tables(list(load_indexes(self._vault).values())))
+            index = ChunkIndex(join_packs(load_indexes(self._vault).values()))
             _, acquitted = self._needed(index, newer, condemned)
             ready = self._acquit(ready, acquitted)
         return ready, waiting
@@ -217,12 +217,8 @@ class Prune:
         tables = load_indexes(self._vault)
         if not doomed and len(tables) <= limits.INDEXES_KEPT:
             return
-        kept: list[PackTable] = []
-        seen = set(doomed)
-        for table in tables.values():
-            kept += _without(table, seen)
         self._check()
-        put_indexes(self._vault, self._vault.world.random_bytes(16), 0, kept)
+        put_indexes(self._vault, self._vault.world.random_bytes(16), 0, each_once(tables.values(), doomed))
         for key in tables:
             self._check()
             self._vault.store.delete(key)
@@ -254,19 +250,3 @@ class Prune:
 
 def _bytes_of(packs: Iterable[PackName], standing: Mapping[PackName, int]) -> int:
     return sum(standing.get(name, 0) for name in packs)
-
-
-def _without(table: PackTable, seen: set[PackName]) -> list[PackTable]:
-    """Give the packs of a table that are not in `seen`, one table each, and add them to it: a pack may be told of twice."""
-    index = ChunkIndex(table)
-    parts = []
-    for row, name in enumerate(index.names):
-        if name in seen:
-            continue
-        seen.add(name)
-        groups = slice(int(index.first_group[row]), int(index.first_group[row + 1]))
-        chunks = slice(int(index.first_chunk[groups.start]), int(index.first_chunk[groups.stop]))
-        parts.append(
-            PackTable(table.packs[row : row + 1], table.groups[groups], table.ids[chunks], table.lengths[chunks])
-        )
-    return parts

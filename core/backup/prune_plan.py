@@ -35,17 +35,18 @@ def plan_prune(
     """
     packs = index.table.packs
     sizes = packs["size"].astype(np.float64)
+    sealed = np.bincount(index.pack_of_group, index.table.groups["sealed"].astype(np.float64), len(packs))
     live = _live_bytes(index, needed)
     free = np.array([name not in settled for name in index.names], bool)
     dead = np.flatnonzero(free & (live == 0))
     rest = np.flatnonzero(free & (live > 0))
-    unused = float((sizes[rest] - live[rest]).sum())
+    unused = float((sealed[rest] - live[rest]).sum())
     allowed = unused_share * float(live[rest].sum())
     chosen: list[int] = []
-    for row in rest[np.argsort(live[rest] / sizes[rest], kind="stable")].tolist():
-        if unused <= allowed:
+    for row in rest[np.argsort(live[rest] / sealed[rest], kind="stable")].tolist():
+        if unused <= allowed or live[row] >= sealed[row]:
             break
-        unused -= sizes[row] - live[row]
+        unused -= sealed[row] - live[row]
         chosen.append(row)
     small = [row for row in rest.tolist() if sizes[row] < limits.PACK_BYTES / 4]
     if len(small) > limits.SMALL_PACKS:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.backup.catalog import Catalog
+from core.backup.chunk_index import join_packs
 from core.backup.index_store import load_indexes
 from core.backup.vault import Vault
 from core.format.pack import GroupKind, PackTable
@@ -38,7 +39,7 @@ class Summary:
 
 def summarize(vault: Vault, catalog: Catalog) -> Summary:
     """Count. Costs the index and the manifests."""
-    return figures(catalog, load_indexes(vault).values())
+    return figures(catalog, [join_packs(load_indexes(vault).values())])
 
 
 def figures(catalog: Catalog, tables: Iterable[PackTable]) -> Summary:

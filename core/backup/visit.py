@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
-from core.backup.chunk_index import ChunkIndex, PackName
+from core.backup.chunk_index import ChunkIndex, PackName, join_packs
 from core.backup.chunk_reader import ChunkReader
 from core.backup.condemned import condemnations, packs_of
 from core.backup.index_store import load_indexes, load_pack_table, put_indexes
@@ -29,7 +29,7 @@ class Visit:
 
 def whole_index(vault: Vault) -> ChunkIndex:
     """Load the index with every pack that is there, condemned ones included: for reading."""
-    return ChunkIndex(join_tables(list(load_indexes(vault).values())))
+    return ChunkIndex(join_packs(load_indexes(vault).values()))
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def writing(vault: Vault) -> Iterator[Visit]:
         tables = load_indexes(vault)
         condemned = packs_of(known)
         tables |= adopt_packs(vault, lease.nonce, tables, condemned)
-        visit = Visit(vault, lease, ChunkIndex(join_tables(list(tables.values())), condemned))
+        visit = Visit(vault, lease, ChunkIndex(join_packs(tables.values()), condemned))
         try:
             yield visit
         finally:

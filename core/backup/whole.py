@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from core.backup.chunk_index import ChunkIndex
+from core.backup.chunk_index import ChunkIndex, join_packs
 from core.backup.chunk_reader import ChunkReader
 from core.backup.condemned import condemnations, packs_of
 from core.backup.index_store import load_indexes
@@ -10,7 +10,7 @@ from core.backup.manifest import Manifest
 from core.backup.table import Fetch, walk
 from core.backup.vault import Vault
 from core.errors import IntegrityError
-from core.format.pack import Ids, join_tables
+from core.format.pack import Ids
 
 
 def needed_ids(manifests: Iterable[Manifest], fetch: Fetch) -> Iterator[Ids]:
@@ -24,7 +24,7 @@ def needed_ids(manifests: Iterable[Manifest], fetch: Fetch) -> Iterator[Ids]:
 def still_whole(vault: Vault, manifest: Manifest) -> bool:
     """Say whether every chunk of a backup stands in a pack that is not condemned, as of now."""
     condemned = packs_of(condemnations(vault))
-    table = join_tables(list(load_indexes(vault).values()))
+    table = join_packs(load_indexes(vault).values())
     index = ChunkIndex(table, condemned)
     reader = ChunkReader(vault, index, lambda: index)
     try:
