@@ -70,7 +70,8 @@ CHECKPOINT_BYTES: Final = 64 * MIB
 
 # Repacking, in the background of a writer.
 REPACK_BUSY_BOUND: Final = 1.6
-"""While somebody writes, segments are repacked when they take more than this times what is live in them: copies stay below what is written."""
+"""While somebody writes, segments are repacked when they take more than this times what is live in them: so copies stay below what is
+written."""
 REPACK_IDLE_BOUND: Final = 1.2
 """The same while nobody writes."""
 REPACK_MOST_SHARE: Final = 0.9
@@ -98,6 +99,10 @@ RECLAIM_BUSY_SHARE: Final = 0.3
 """A checkpoint is written for its deletions alone when dead segments take this share of what is live."""
 RECLAIM_BYTES: Final = 1 * MIB
 """Less than this waits for other reasons."""
+COLLECT_BYTES: Final = 64 * KIB
+"""An image is not opened to be collected for less: that alone writes as much."""
+SWEEP_GRACE_S: Final = 3600.0
+"""Records that nobody follows up are taken for left behind after this time."""
 
 # Filesystems.
 FILE_BYTES: Final = 16 * TIB

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from typing import Final
 
 import click
 
 from core.cli.clones import children, parent_facts
+from core.cli.collection import flatten, space_of
 from core.cli.options import SIZE, json_option, with_session
 from core.cli.output import Row, format_time, print_facts, print_json, print_table
 from core.cli.pool import algorithm_name
@@ -24,6 +26,16 @@ from core.volume.removal import finish_removals, remove_image
 from core.volume.resizing import resize_image
 from core.volume.snapshots import count_snapshots, find_snapshot
 
+_DU_COLUMNS: Final = {
+    "logical_bytes": "logical",
+    "mapped_bytes": "mapped",
+    "stored_bytes": "stored",
+    "exclusive_bytes": "alone",
+    "shared_with_snapshots_bytes": "shared",
+    "snapshots_only_bytes": "snapshots only",
+    "parent_bytes": "of parents",
+}
+
 
 @click.group()
 def image() -> None:
@@ -36,6 +48,7 @@ image.add_command(diff)
 image.add_command(export_diff)
 image.add_command(import_diff)
 image.add_command(children)
+image.add_command(flatten)
 
 
 @image.command()
@@ -124,24 +137,27 @@ def _snapshot_facts(opened: Pool, both: str) -> Row:
 @json_option
 @with_session
 def du(session: Session, images: tuple[str, ...], pool: str | None, as_json: bool) -> None:
-    """Show the logical size of images, the bytes mapped in them, and the bytes stored for them."""
+    """Show the logical size of images, the bytes mapped in them, the bytes stored for them, and who needs those.
+
+    Of what is stored, an image alone needs a part, shares another with its snapshots and clones, and they alone need the rest.
+    What is mapped and stands in the room of images it was cloned from is "of parents".
+    """
     if bool(images) == (pool is not None):
         raise UsageError("name images, or give --pool POOL for all of its images")
     rows: list[dict[str, str | int]] = []
     if pool is not None:
         with session.pool(pool) as opened:
-            rows = [_usage_row(name, _usage(opened, name)) for name in image_names(opened)]
+            rows = [_usage_row(opened, name) for name in image_names(opened)]
     for reference in images:
         with session.pool_of_image(reference) as (opened, name):
-            rows.append(_usage_row(name, _usage(opened, name)))
+            rows.append(_usage_row(opened, name))
     if as_json:
         print_json(rows)
         return
-    columns = ("logical_bytes", "mapped_bytes", "stored_bytes")
     print_table(
-        ("name", "logical", "mapped", "stored"),
-        [(str(row["name"]), *(_shown(row[column]) for column in columns)) for row in rows],
-        right=("logical", "mapped", "stored"),
+        ("name", *_DU_COLUMNS.values()),
+        [(str(row["name"]), *(_shown(row.get(column)) for column in _DU_COLUMNS)) for row in rows],
+        right=tuple(_DU_COLUMNS.values()),
     )
 
 
@@ -213,12 +229,14 @@ def _row(described: ImageInfo, size_bytes: int | None, snapshots: int = 0) -> di
     }
 
 
-def _usage_row(name: str, usage: ImageUsage) -> dict[str, str | int]:
+def _usage_row(opened: Pool, name: str) -> dict[str, str | int]:
+    usage = _usage(opened, name)
     return {
         "name": name,
         "logical_bytes": usage.logical_bytes,
         "mapped_bytes": usage.mapped_bytes,
         "stored_bytes": usage.stored_bytes,
+        **space_of(opened, name),
     }
 
 

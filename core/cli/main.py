@@ -13,6 +13,7 @@ import click
 
 from core.cli.backup import backup
 from core.cli.clones import clone
+from core.cli.collection import gc
 from core.cli.images import image
 from core.cli.keys import key
 from core.cli.options import PATH
@@ -72,6 +73,7 @@ def blockyard(context: click.Context, config: Path | None) -> None:
 blockyard.add_command(pool)
 blockyard.add_command(key)
 blockyard.add_command(image)
+blockyard.add_command(gc)
 blockyard.add_command(snapshot)
 blockyard.add_command(clone)
 blockyard.add_command(backup)

@@ -6,7 +6,7 @@ Lives for one command, in one thread.
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from core.config import (
     settings_from_environment,
     split_image_reference,
 )
+from core.errors import NotFoundError
 from core.pool.connect import Prompt, connect_pool
 from core.pool.pool import Pool
 from core.world import World
@@ -63,6 +64,23 @@ class Session:
         pool_reference, name = split_image_reference(reference)
         with self.pool(pool_reference) as pool:
             yield pool, name
+
+    @contextmanager
+    def pool_or_volume(self, reference: str) -> Iterator[tuple[Pool, str | None]]:
+        """Open the pool that a reference names, or the one whose volume it names; give the volume's name, None for a pool."""
+        with ExitStack() as opening:
+            if "://" in reference:
+                # A URL does not tell: the pool at file:///srv/pool and the image `pool` in file:///srv look alike.
+                try:
+                    opened = opening.enter_context(self.pool(reference))
+                except NotFoundError:
+                    yield opening.enter_context(self.pool_of_image(reference))
+                else:
+                    yield opened, None
+            elif "/" not in reference:
+                yield opening.enter_context(self.pool(reference)), None
+            else:
+                yield opening.enter_context(self.pool_of_image(reference))
 
     @contextmanager
     def pool_of_filesystem(self, reference: str) -> Iterator[tuple[Pool, str]]:

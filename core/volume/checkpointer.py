@@ -217,9 +217,11 @@ class Checkpointer:
     def _collect(self) -> None:
         state = self._state
         self._collected_s = self._world.monotonic()
+        if len(self._roots) < 2:
+            return  # nothing is dead for both checkpoints that are kept, and who was opened just now knows only the newest of them
         leases = living_leases(self._store, self._names, self._keys, self._world)
         kept = self._standing()
-        if not self.check_reign() or kept is None or not self._roots:
+        if not self.check_reign() or kept is None:
             return
         deleted = collector.deletable(state.condemned, leases, self._roots, kept)
         collector.delete_segments(self._store, self._names, deleted)
@@ -230,8 +232,9 @@ class Checkpointer:
                 state.blocks.pop(sequence, None)
                 state.map.live.pop(sequence, None)
         self.segments_deleted += len(deleted)
-        packs = set(self._roots).union(*self._packs.values())
-        collector.delete_old_checkpoints(self._store, self._names, leases, self._roots, kept, packs)
+        if len(self._roots) > 1:  # until it wrote one itself, this writer does not know which two are the last
+            packs = set(self._roots).union(*self._packs.values())
+            collector.delete_old_checkpoints(self._store, self._names, leases, self._roots, kept, packs)
 
     def _standing(self) -> list[Kept] | None:
         """Say what snapshots and children keep; None where that cannot be told, and so nothing may go."""

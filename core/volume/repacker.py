@@ -218,6 +218,8 @@ class Repacker:
                 moved = self.counters.moved_bytes - done
                 progress(moved, max(total, moved))
             self._settle()
+            if not self._left and not self.foreign_blocks():
+                self._left = self._checkpointer.leave_ancestors()
 
     def flatten(self, progress: Progress = lambda _done, _total: None) -> bool:
         """Copy everything that the image has in common with its ancestors, and let go of them; durable on return.

@@ -84,16 +84,16 @@ def movable(segments: Segments, kept: Sequence[Kept], checkpoint: int) -> Segmen
     return segments.chosen((segments.live > 0) & (segments.sequences <= checkpoint) & ~pinned(segments, kept))
 
 
-def choose(segments: Segments, bound: float) -> list[int]:
+def choose(segments: Segments, bound: float, most: int = limits.REPACK_BATCH) -> list[int]:
     """Choose, of movable segments, those to repack so that what they take is within `bound` times what is live in them.
 
-    The sparsest first: each gives back the most for what is copied. One nearly full is never chosen, nor more than a batch.
+    The sparsest first: each gives back the most for what is copied. One nearly full is never chosen, nor more than `most`.
     """
     surplus = segments.stored_bytes - bound * segments.live_bytes
     chosen: list[int] = []
     shares = segments.shares
     for at in np.argsort(shares, kind="stable").tolist():
-        if surplus <= 0 or shares[at] > limits.REPACK_MOST_SHARE or len(chosen) == limits.REPACK_BATCH:
+        if surplus <= 0 or shares[at] > limits.REPACK_MOST_SHARE or len(chosen) == most:
             break
         chosen.append(int(segments.sequences[at]))
         surplus -= float(segments.stored[at] * (1 - shares[at]))

@@ -1,0 +1,86 @@
+"""Collecting the images of a pool that nobody has open: what each takes, what can be given back, and giving it back. Any thread.
+
+An image in use is its gateway's: that repacks and collects beside its clients, and nothing here touches it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core import limits
+from core.errors import IntegrityError, LockedError
+from core.pool.names import VolumeKind
+from core.pool.pool import Pool
+from core.volume.description import ImageInfo
+from core.volume.flatten import has_records
+from core.volume.images import image_keys, open_image
+from core.volume.names import VolumeNames
+from core.volume.options import ImageOptions
+from core.volume.owner_lock import OwnerLock, is_alive, process_start
+from core.volume.repacker import Progress
+from core.volume.space import Space, measure
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """One image: what it took before, and after if it was collected. `left` says why it was not, empty if it was or need not be."""
+
+    name: str
+    before: Space | None
+    after: Space | None = None
+    left: str = ""
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes of segments that the collection gave back."""
+        return self.before.stored_bytes - self.after.stored_bytes if self.before and self.after else 0
+
+
+def collect_image(
+    pool: Pool,
+    image: str,
+    options: ImageOptions,
+    progress: Progress = lambda _done, _total: None,
+    *,
+    dry_run: bool = False,
+) -> Collected:
+    """Repack an image nobody has open, give back what nobody needs, and let go of ancestors it does not need; durable on return.
+
+    With `dry_run` only look. An image that is in use, or too damaged to be looked at, is left as it is and says so.
+    """
+    pool.keys.require_writer("collecting an image")
+    info, keys = image_keys(pool, image)
+    try:
+        before = measure(pool, info, keys)
+        owner = OwnerLock(pool.store, VolumeNames(info.prefix), keys, image, pool.world).read()
+    except IntegrityError as error:
+        return Collected(image, None, left=f"damaged: {error}")
+    if owner is not None and is_alive(owner, pool.world, process_start(owner.pid)):
+        return Collected(image, before, left=f"in use by {owner.describe()}, which collects it")
+    if dry_run or not _is_worth_it(pool, info, before):
+        return Collected(image, before)
+    try:
+        opened = open_image(pool, image, writable=True, options=options)
+    except LockedError as error:
+        return Collected(image, before, left=str(error))
+    try:
+        assert opened.repacker is not None, "an image that is open for writing has one"
+        opened.repacker.clean(progress)
+        bad = len(opened.repacker.bad)
+    finally:
+        opened.close()
+    left = f"{bad} segments cannot be read and were left; `blockyard scrub` names them" if bad else ""
+    return Collected(image, before, measure(pool, info, keys), left)
+
+
+def _is_worth_it(pool: Pool, info: ImageInfo, before: Space) -> bool:
+    """Say whether there is something to give back: opening an image for nothing would write a barrier and two checkpoints."""
+    return before.reclaimable_bytes >= limits.COLLECT_BYTES or (has_records(pool, info) and not before.parent_bytes)
+
+
+def collect_pool(
+    pool: Pool, options: ImageOptions, progress: Progress = lambda _done, _total: None, *, dry_run: bool = False
+) -> Iterator[Collected]:
+    """Collect every image of a pool, one after the other; one that is removed meanwhile is left out."""
+    for each in pool.names.everything(VolumeKind.IMAGE):
+        if pool.names.find(each.name) is not None:
+            yield collect_image(pool, each.name, options, progress, dry_run=dry_run)
