@@ -232,9 +232,8 @@ class Checkpointer:
                 state.blocks.pop(sequence, None)
                 state.map.live.pop(sequence, None)
         self.segments_deleted += len(deleted)
-        if len(self._roots) > 1:  # until it wrote one itself, this writer does not know which two are the last
-            packs = set(self._roots).union(*self._packs.values())
-            collector.delete_old_checkpoints(self._store, self._names, leases, self._roots, kept, packs)
+        packs = set(self._roots).union(*self._packs.values())
+        collector.delete_old_checkpoints(self._store, self._names, leases, self._roots, kept, packs)
 
     def _standing(self) -> list[Kept] | None:
         """Say what snapshots and children keep; None where that cannot be told, and so nothing may go."""

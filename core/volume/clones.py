@@ -2,8 +2,9 @@
 
 Each ancestor that a clone may read from holds a CHILD record of it, which pins there what the clone began with (docs/format.md, "Clones").
 
-5. *Live stays.* A clone is made under leases on all its ancestors: child records; then a look whether an ancestor is being removed; then
-   description and name. Who removes a volume notes that first and then looks for children (`removal`): one of the two sees the other.
+5. *Live stays.* A clone is made under leases on all its ancestors: child records; then a look whether snapshot and ancestors still stand
+   and none is being removed; then description and name. Who removes a volume notes that first and then looks for children (`removal`):
+   one of the two sees the other.
    Who sweeps child records without a clone leaves those of an ancestor with a living lease; so leases are looked at once more at the end.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.crypto.volume import VolumeKeys
-from core.errors import IntegrityError, LockedError, StoreError
+from core.errors import IntegrityError, LockedError, NotFoundError, StoreError
 from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
 from core.pool.names import VOLUME_ID_BYTES
 from core.pool.pool import Pool
@@ -22,7 +23,7 @@ from core.volume.images import image_keys
 from core.volume.names import VolumeNames
 from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
 from core.volume.removal import is_being_removed
-from core.volume.snapshot_records import SnapshotRecords
+from core.volume.snapshot_records import Snapshot, SnapshotRecords
 from core.volume.snapshots import lease
 
 _LOST = "the store of {url} is too slow at the moment: a lease ran out; try again"
@@ -62,15 +63,24 @@ def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
                 _put_child(pool, described, ancestor_keys, volume_id, pins)
                 undo.callback(pool.store.delete, child_key(described.volume_id, volume_id))
             _check_held(held, pool)
-            for described, _, _ in ancestors:
-                if is_being_removed(pool, described.volume_id):
-                    raise LockedError(f"image {image!r}, or one it was cloned from, is being removed at this moment")
+            _check_sources(pool, info, keys, found, [each.volume_id for each, _, _ in ancestors])
             made = create_description(pool, name, found.size_bytes, base, volume_id)
             undo.callback(pool.store.delete, description_key(volume_id))
             undo.callback(pool.names.remove, volume_id)
             _check_held(held, pool)
             undo.pop_all()
     return made
+
+
+def _check_sources(pool: Pool, parent: ImageInfo, keys: VolumeKeys, snapshot: Snapshot, ancestors: list[bytes]) -> None:
+    """Look, when a clone's child records stand, that all still stands of which they were made (5)."""
+    if not SnapshotRecords(pool.store, parent, keys, pool.world).stands(snapshot):
+        raise NotFoundError(f"snapshot {snapshot.name!r} of image {parent.name!r} was removed meanwhile")
+    for ancestor in ancestors:
+        if is_being_removed(pool, ancestor) or pool.store.head(description_key(ancestor)) is None:
+            raise LockedError(f"image {parent.name!r}, or one it was cloned from, is being removed at this moment")
+        if ancestor != parent.volume_id and pool.store.head(child_key(ancestor, parent.volume_id)) is None:
+            raise LockedError(f"image {parent.name!r} was flattened at this moment; try again")
 
 
 def _check_held(held: list[Callable[[], bool]], pool: Pool) -> None:

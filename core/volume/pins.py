@@ -3,7 +3,6 @@
 Pure, but for `standing_pins`, which reads the records. Any thread.
 """
 
-import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,11 +72,18 @@ def pack_pin(pin: Pin) -> dict[str, RecordValue]:
 def standing_pins(store: Store, names: VolumeNames, keys: VolumeKeys) -> set[Pin]:
     """Give the pins of a volume's snapshots and children. IntegrityError if one cannot be told: then nothing may be deleted.
 
-    A record that goes between the listing and the look at it may stand under another name since: everything is looked at again then.
+    A record may move to another key while this looks, and a listing may then show it under neither: only what is seen twice counts, and
+    a record that goes between the listing and the look at it makes everything be looked at again.
     """
+    before: set[Pin] | None = None
     for _ in range(_LOOKS):
-        with contextlib.suppress(ObjectMissingError):
-            return _listed_pins(store, names, volume_record_keys(keys))
+        try:
+            pins = _listed_pins(store, names, volume_record_keys(keys))
+        except ObjectMissingError:
+            continue
+        if pins == before:
+            return pins
+        before = pins
     raise IntegrityError(f"records below {names.snapshots} come and go while they are read")
 
 

@@ -1,10 +1,11 @@
 """The records of an image's snapshots: sealed, signed, under keyed hashes of their names (docs/format.md, SNAPSHOT).
 
-Stateless; any thread. A record is the snapshot: it stands or it does not, and pins what it names as long as it stands.
+Stateless; any thread. A record is the snapshot: it stands or it does not, and pins what it names as long as it stands. It is never
+overwritten: one that was removed meanwhile would come back without its objects. A protected snapshot has a key of its own.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from core import limits
@@ -21,6 +22,7 @@ from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
 from core.world import World
 
 ID_BYTES: Final = 16
+_PROTECTED: Final = b"\0protected"
 IMPORT_FIELD: Final = "import"
 """A record with this field is no snapshot, but the note of an import (`imports`)."""
 _NAMES_CONTEXT: Final = "blockyard 2026 snapshot names v1"
@@ -51,34 +53,42 @@ class SnapshotRecords:
         self._records = RecordStore(store, volume_record_keys(keys), world)
         self._secret = derive_key(keys.key, _NAMES_CONTEXT, keys.volume_id)
 
-    def key(self, name: str) -> str:
+    def key(self, name: str, *, protected: bool = False) -> str:
         """Give the store key of a snapshot's record."""
         check_image_name(name, "a snapshot")
-        return self._prefix + keyed_digest(self._secret, name.encode()).hex()
+        return self._prefix + keyed_digest(self._secret, name.encode() + (_PROTECTED if protected else b"")).hex()
 
     def everything(self) -> list[Snapshot]:
         """Give the snapshots, oldest first."""
         return sorted(self._all(), key=lambda each: (each.pin.generation, each.created, each.name))
 
     def _all(self) -> Iterator[Snapshot]:
-        seen: set[bytes] = set()
+        found: dict[bytes, Snapshot] = {}
         for info in list(self._store.list(self._prefix)):
             fields = self._records.find(RecordKind.SNAPSHOT, info.key)
             if fields is not None and not fields.has(IMPORT_FIELD):  # it may have gone since it was listed
                 snapshot = _read(fields)
-                if snapshot.id not in seen:  # two names of one snapshot: an interrupted renaming
-                    seen.add(snapshot.id)
-                    yield snapshot
+                if snapshot.id not in found or snapshot.protected:  # two of one snapshot: an interrupted change
+                    found[snapshot.id] = snapshot
+        yield from found.values()
 
     def find(self, name: str) -> Snapshot | None:
         """Look a snapshot up; None if there is none of this name."""
-        fields = self._records.find(RecordKind.SNAPSHOT, self.key(name))
+        return self._find(name, protected=False) or self._find(name, protected=True)
+
+    def _find(self, name: str, *, protected: bool) -> Snapshot | None:
+        fields = self._records.find(RecordKind.SNAPSHOT, self.key(name, protected=protected))
         if fields is None:
             return None
         snapshot = _read(fields)
-        if snapshot.name != name:
+        if (snapshot.name, snapshot.protected) != (name, protected):
             raise IntegrityError(f"{fields.what} holds another name than it is stored under: it was swapped")
         return snapshot
+
+    def stands(self, snapshot: Snapshot) -> bool:
+        """Say whether this very record stands."""
+        found = self._find(snapshot.name, protected=snapshot.protected)
+        return found is not None and found.id == snapshot.id
 
     def get(self, name: str) -> Snapshot:
         """Look a snapshot up; NotFoundError if there is none of this name."""
@@ -90,11 +100,18 @@ class SnapshotRecords:
         return snapshot
 
     def put(self, snapshot: Snapshot) -> None:
-        """Put a new snapshot's record; durable on return. AlreadyExistsError if the name is taken."""
+        """Put a snapshot's record; durable on return. AlreadyExistsError if another snapshot has the name."""
+        key = self.key(snapshot.name, protected=snapshot.protected)
         try:
-            self._records.put(RecordKind.SNAPSHOT, self.key(snapshot.name), _values(snapshot))
+            self._records.put(RecordKind.SNAPSHOT, key, _values(snapshot))
         except ObjectExistsError:
+            if self.stands(snapshot):
+                return
             raise self._taken(snapshot.name) from None
+        other = self._find(snapshot.name, protected=not snapshot.protected)
+        if other is not None and other.id != snapshot.id:
+            self._store.delete(key)
+            raise self._taken(snapshot.name)
 
     def check_free(self, name: str) -> None:
         """Raise AlreadyExistsError if there is a snapshot of this name."""
@@ -104,14 +121,20 @@ class SnapshotRecords:
     def _taken(self, name: str) -> AlreadyExistsError:
         return AlreadyExistsError(f"image {self._image!r} has a snapshot {name!r} already")
 
-    def change(self, snapshot: Snapshot, *, protected: bool) -> None:
-        """Write a standing record anew."""
-        changed = replace(snapshot, protected=protected)
-        self._records.overwrite(RecordKind.SNAPSHOT, self.key(snapshot.name), _values(changed))
+    def replace(self, snapshot: Snapshot, changed: Snapshot) -> None:
+        """Put `changed` in the place of `snapshot`, under another key; the caller holds a lease. Durable on return.
 
-    def remove(self, name: str) -> None:
+        NotFoundError if the snapshot was removed meanwhile. As long as one of the two stands at any time, no collector misses both.
+        """
+        self.put(changed)
+        if not self.stands(snapshot):
+            self.remove(changed.name, protected=changed.protected)
+            raise NotFoundError(f"snapshot {snapshot.name!r} of image {self._image!r} was removed meanwhile")
+        self.remove(snapshot.name, protected=snapshot.protected)
+
+    def remove(self, name: str, *, protected: bool = False) -> None:
         """Delete a record: from now on the snapshot pins nothing."""
-        self._store.delete(self.key(name))
+        self._store.delete(self.key(name, protected=protected))
 
 
 def _values(snapshot: Snapshot) -> dict[str, RecordValue]:

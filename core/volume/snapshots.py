@@ -3,8 +3,10 @@
 A snapshot is a record that pins a generation. No writer is asked for it, but where a flush is acknowledged before it stands in the log
 (growing files of a directory, journals): there the living writer publishes first (`writer_requests`), and a dead one's files are logged.
 
-5. *Live stays.* Who changes records holds a lease on everything from before it looks until after the record stands (`_lease`); should
-   the lease have run out meanwhile, the record goes and the work begins again. The collector looks at leases before it looks at records.
+5. *Live stays.* Who makes a record of the newest state holds a lease on everything from before it looks until after the record stands
+   (`lease`); should the lease have run out meanwhile, the record goes and the work begins again. The collector looks at leases before it
+   looks at records. Who makes a record of what another record pins looks again, when its own stands, that the other one still does: a
+   collector may have looked at leases before ours stood, and at records between the two.
 """
 
 import contextlib
@@ -16,12 +18,21 @@ from typing import Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
-from core.errors import BlockyardError, IntegrityError, LockedError, StoreError, UsageError
+from core.errors import (
+    AlreadyExistsError,
+    BlockyardError,
+    IntegrityError,
+    LockedError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+)
 from core.pool.pool import Pool
 from core.store.contract import Appendable
 from core.volume.ancestry import image_log
 from core.volume.description import ImageInfo
 from core.volume.images import image_keys, open_image
+from core.volume.imports import ImportNotes
 from core.volume.names import VolumeNames
 from core.volume.options import ImageOptions
 from core.volume.owner_lock import Owner, OwnerLock, ReaderLease, living_owner
@@ -97,7 +108,7 @@ def pin_newest(
     group: bytes | None = None,
     generation: int | None = None,
 ) -> Snapshot:
-    """Put the record of a snapshot of what the log holds now, or held at `generation`; durable on return.
+    """Put the record of a snapshot of what the log holds now, or held at `generation`; durable on return. LockedError during an import.
 
     For a `generation` of the past the caller has held a lease since it was the newest.
     """
@@ -105,6 +116,7 @@ def pin_newest(
     log = image_log(pool, info)
     for _ in range(_TRIES):
         with lease(pool, info, keys) as held:
+            ImportNotes(pool, info, keys).refuse_begun()
             state = load_state(log, until=generation)
             follow_log(state, log, None, until=generation)
             if generation is not None and state.generation != generation:
@@ -115,17 +127,27 @@ def pin_newest(
                 pin=Pin(state.checkpoint or 0, state.generation),
                 size_bytes=state.size_bytes,
                 created=int(pool.world.now()),
-                protected=protect,
                 group=group,
                 reverts=tuple(dict.fromkeys(each for _, each in state.reverts)),
             )
             records.put(snapshot)
             if held():
-                return snapshot
+                break
             records.remove(name)
-    raise StoreError(
-        f"the store of {pool.store.url} is too slow for a snapshot: leases ran out {_TRIES} times; try again"
-    )
+    else:
+        raise StoreError(
+            f"the store of {pool.store.url} is too slow for a snapshot: leases ran out {_TRIES} times; try again"
+        )
+    return _set_protection(records, snapshot, pool, info, keys, on=True) if protect else snapshot
+
+
+def _set_protection(
+    records: SnapshotRecords, snapshot: Snapshot, pool: Pool, info: ImageInfo, keys: VolumeKeys, *, on: bool
+) -> Snapshot:
+    changed = replace(snapshot, protected=on)
+    with lease(pool, info, keys):
+        records.replace(snapshot, changed)
+    return changed
 
 
 @contextlib.contextmanager
@@ -161,11 +183,14 @@ def remove_snapshot(pool: Pool, image: str, name: str) -> None:
     """Forget a snapshot; the collector gives its room back. UsageError if it is protected."""
     pool.keys.require_writer("removing a snapshot")
     records = _records(pool, image)
+    protected = UsageError(
+        f"{image}@{name} is protected; `blockyard snapshot protect --off` lifts that, and then it can be removed"
+    )
     if records.get(name).protected:
-        raise UsageError(
-            f"{image}@{name} is protected; `blockyard snapshot protect --off` lifts that, and then it can be removed"
-        )
+        raise protected
     records.remove(name)
+    if records.find(name) is not None:  # somebody protected it at this moment
+        raise protected
 
 
 def rename_snapshot(pool: Pool, image: str, old: str, new: str) -> None:
@@ -173,10 +198,12 @@ def rename_snapshot(pool: Pool, image: str, old: str, new: str) -> None:
     pool.keys.require_writer("renaming a snapshot")
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
-    with lease(pool, info, keys) as held:
-        records.put(replace(records.get(old), name=new))
-        _check_held(held, lambda: records.remove(new), pool)
-        records.remove(old)
+    if old == new:
+        raise AlreadyExistsError(f"the snapshot is called {old!r} already")
+    with lease(pool, info, keys):
+        snapshot = records.get(old)
+        records.check_free(new)
+        records.replace(snapshot, replace(snapshot, name=new))
 
 
 def protect_snapshot(pool: Pool, image: str, name: str, *, on: bool) -> Snapshot:
@@ -184,17 +211,8 @@ def protect_snapshot(pool: Pool, image: str, name: str, *, on: bool) -> Snapshot
     pool.keys.require_writer("protecting a snapshot")
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
-    with lease(pool, info, keys) as held:
-        snapshot = records.get(name)
-        records.change(snapshot, protected=on)
-        _check_held(held, lambda: None, pool)
-    return replace(snapshot, protected=on)
-
-
-def _check_held(held: Callable[[], bool], undo: Callable[[], None], pool: Pool) -> None:
-    if not held():
-        undo()
-        raise StoreError(f"the store of {pool.store.url} is too slow at the moment: a lease ran out; try again")
+    snapshot = records.get(name)
+    return snapshot if snapshot.protected is on else _set_protection(records, snapshot, pool, info, keys, on=on)
 
 
 def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snapshot:
@@ -202,16 +220,41 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
 
     LockedError while a living writer has it open, unless `force`, which cuts that writer off.
     """
-    snapshot = find_snapshot(pool, image, name)
-    opened = open_image(pool, image, writable=True, options=ImageOptions(), force=force)
-    try:
-        opened.revert(find_snapshot(pool, image, name).pin)
-    except BlockyardError:
-        with contextlib.suppress(BlockyardError):
-            opened.close()
-        raise
-    opened.close()
+    pool.keys.require_writer("rolling an image back")
+    info, keys = image_keys(pool, image)
+    records = SnapshotRecords(pool.store, info, keys, pool.world)
+    snapshot = records.get(name)
+    with _pinned_beside(pool, info, keys, records, snapshot):
+        opened = open_image(pool, image, writable=True, options=ImageOptions(), force=force)
+        try:
+            opened.revert(snapshot.pin)
+        except BlockyardError:
+            with contextlib.suppress(BlockyardError):
+                opened.close()
+            raise
+        opened.close()
     return snapshot
+
+
+@contextlib.contextmanager
+def _pinned_beside(
+    pool: Pool, info: ImageInfo, keys: VolumeKeys, records: SnapshotRecords, snapshot: Snapshot
+) -> Iterator[None]:
+    """Pin what a snapshot pins by a record of our own, so that its removal does not matter. After a crash that record is left."""
+    mine = replace(
+        snapshot,
+        name=f"rollback-{pool.world.random_bytes(ID_BYTES).hex()}",
+        id=pool.world.random_bytes(ID_BYTES),
+        protected=False,
+    )
+    with lease(pool, info, keys):
+        records.put(mine)
+    try:
+        if not records.stands(snapshot):
+            raise NotFoundError(f"snapshot {snapshot.name!r} of image {info.name!r} was removed meanwhile")
+        yield
+    finally:
+        records.remove(mine.name)
 
 
 def _records(pool: Pool, image: str) -> SnapshotRecords:

@@ -300,7 +300,7 @@ def test_a_clone_of_an_image_that_is_being_removed_is_refused_and_leaves_nothing
 
 
 def test_a_snapshot_whose_lease_ran_out_meanwhile_is_made_again(pool, monkeypatch):
-    held = iter([False, True])
+    held = iter([False, True])  # the first record goes again
     monkeypatch.setattr(ReaderLease, "held", lambda _lease: next(held))
     create_snapshot(pool, "disk", "one")
     assert [each.name for each in list_snapshots(pool, "disk")] == ["one"]
