@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from blake3 import blake3
+
 from core import limits
 from core.crypto.aead import Algorithm
 from core.crypto.derive import KEY_BYTES
@@ -36,6 +38,7 @@ from core.store.contract import ObjectMissingError, Store
 from core.world import World
 
 PREFIX: Final = "slot/"
+BODY_DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True, repr=False, slots=True)
@@ -69,6 +72,8 @@ class SlotInfo:
     version: int = MEMBER_VERSION
     member: bytes | None = None
     """Who it belongs to; only owners see it."""
+    body: bytes | None = None
+    """The digest of what only the holder's secret opens, so that others can tell whether it was altered; None for an older slot."""
 
 
 @dataclass(frozen=True, repr=False, slots=True)
@@ -127,12 +132,17 @@ def make_slot(
     key = slot_key(slot_id)
     salt = world.random_bytes(SLOT_SALT_BYTES)
     empty = Slot(kind, algorithm, keys.pool_id, salt, cost, version=MEMBER_VERSION, escrow=member.escrow)
+    wrapped = replace(empty, wrapped=wrap_slot(empty, key, given, member.key))
     return replace(
-        empty,
-        wrapped=wrap_slot(empty, key, given, member.key),
+        wrapped,
         grant=seal_grant(member.key, empty, keys.to_payload(), world.random_bytes(SLOT_SALT_BYTES)),
-        info=seal_info(info, keys, algorithm, secrets, world),
+        info=seal_info(replace(info, body=body_digest(wrapped, slot_id)), keys, algorithm, secrets, world),
     )
+
+
+def body_digest(slot: Slot, slot_id: str) -> bytes:
+    """Give the digest of the part of a slot that its holder's secret wraps."""
+    return blake3(slot.bound_header(slot_key(slot_id)) + slot.wrapped).digest()
 
 
 def put_slot(
@@ -161,7 +171,13 @@ def put_slot(
 def seal_info(info: SlotInfo, keys: PoolKeys, algorithm: Algorithm, secrets: Secrets, world: World) -> bytes:
     """Seal what any holder of a key may know of a slot."""
     record_keys = keys.record_keys(algorithm, Verifiers(()), secrets)
-    values = {"role": info.role.value, "label": info.label, "created": info.created, "writer_id": info.writer_id}
+    values = {
+        "role": info.role.value,
+        "label": info.label,
+        "created": info.created,
+        "writer_id": info.writer_id,
+        "body": info.body,
+    }
     return seal_record(record_keys, RecordKind.SLOT_INFO, slot_key(info.id), values, world.random_bytes)
 
 
@@ -308,6 +324,7 @@ def slot_info(slot: Slot, slot_id: str, keys: PoolKeys, secrets: Secrets) -> Slo
         writer_id,
         slot.version,
         member.id if member is not None else None,
+        fields.blob("body", BODY_DIGEST_BYTES) if fields.has("body") else None,
     )
 
 

@@ -16,7 +16,7 @@ from core.format.slot import unpack_slot
 from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.object_families import ENTRY_POINTS, HASH, REVISION, SEQUENCE, VOLUME, ObjectFamily, Verify, family
 from core.pool.pool import Pool
-from core.pool.slots import membership_of, read_grant, slot_info
+from core.pool.slots import body_digest, membership_of, read_grant, slot_info
 from core.pool.volumes import FILESYSTEMS, IMAGES, VAULTS
 from core.scrub.objects import prove_log_object, prove_root
 from core.volume.description import ImageInfo
@@ -77,7 +77,11 @@ def _slot(pool: Pool, _keys: VolumeKeys | None, key: str, data: bytes) -> None:
     slot = unpack_slot(data, key)
     if slot.pool_id != pool.id:
         raise IntegrityError(f"{key} is a slot of another pool: it was swapped")
-    slot_info(slot, slot_id, pool.keys, pool.ring)
+    info = slot_info(slot, slot_id, pool.keys, pool.ring)
+    if info.body is not None and info.body != body_digest(slot, slot_id):
+        raise IntegrityError(
+            f"{key} wraps other bytes than its info tells of: its holder cannot open the pool any more"
+        )
     member = membership_of(slot, slot_id, pool.keys) if pool.keys.admin_seed is not None else None
     if member is not None:
         read_grant(slot, slot_id, member)

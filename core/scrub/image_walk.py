@@ -51,8 +51,8 @@ class ImageWalk:
         """Prove every object of the image by itself, then the log as a chain."""
         names = self.names
         self._look_at_roots()
-        self._look_at_packs()
         self._look_at_log()
+        self._look_at_packs()  # when it is known which roots are of this very log
         apart = (names.log, names.checkpoints, f"{names.prefix}/image")
         self.run.look_at_all(names.prefix + "/", self.keys, lambda key: key.startswith(apart))
 

@@ -26,7 +26,7 @@ from core.volume.clones import create_clone
 from core.volume.images import create_image, open_image, rename_image
 from core.volume.options import ImageOptions
 from core.volume.snapshots import create_snapshot, protect_snapshot
-from tests.helpers import block, gone_process, kill, noise, real_world, seeded_bytes
+from tests.helpers import block, gone_process, kill, noise, seeded_bytes
 
 SIZE = 12 * MIB
 OPTIONS = ImageOptions(ram_cache_bytes=4 * MIB)
@@ -75,8 +75,21 @@ def make_pool(directory: Path, seed: int = 1) -> World:
     return World(first, second, pool, saved[0])
 
 
-def fill(pool: Pool) -> None:
-    """Make every kind of object, so that every byte of each is looked at by somebody who reads all."""
+def fill(world: World, directory: Path) -> None:
+    """Make every kind of object, so that every byte of each is looked at by somebody who reads all.
+
+    The same pool goes on in another way elsewhere: the objects of that history count as versions of those here.
+    """
+    begin(world.pool)
+    other = open_on(dict(world.first._objects), {}, world.key_file, directory / "elsewhere")
+    go_on(world.pool, 0)
+    go_on(other.pool, 100)
+    assert isinstance(world.first, RememberingStore)
+    for key, data in other.first._objects.items():
+        world.first.versions[key].append(data)
+
+
+def begin(pool: Pool) -> None:
     add_slot(pool, lambda _key: None, Role.WRITER, "a writer")
     add_slot(pool, lambda _key: None, Role.READER, "a reader")
     for number, name in enumerate(("disk", "other")):
@@ -85,19 +98,23 @@ def fill(pool: Pool) -> None:
     create_snapshot(pool, "disk", "before", protect=True)
     protect_snapshot(pool, "disk", "before", on=False)
     create_clone(pool, "disk", "before", "copy")
-    image = open_image(pool, "copy", writable=True, options=OPTIONS)
-    image.write(2 * MIB, noise(30, 10 * BLOCK_BYTES))
-    image.close()
-    image = open_image(pool, "disk", writable=True, options=OPTIONS)
-    for number in range(3):
-        image.write(2 * MIB + number * MIB, noise(20 + number, 10 * BLOCK_BYTES))
-        image.trim(number * 5 * BLOCK_BYTES, 2 * BLOCK_BYTES)
-        image.flush()
-    kill(image)
     create_filesystem(pool, "files")
     filesystem = open_filesystem(pool, "files")
     MetadataRecords(filesystem).put(0, b"d" * 16, "/var/lib/blockyard")
     write_files(filesystem)
+
+
+def go_on(pool: Pool, salt: int) -> None:
+    """Write into images that are there: a clone that is closed, an image whose writer is killed."""
+    image = open_image(pool, "copy", writable=True, options=OPTIONS)
+    image.write(2 * MIB, noise(30 + salt, 10 * BLOCK_BYTES))
+    image.close()
+    image = open_image(pool, "disk", writable=True, options=OPTIONS)
+    for number in range(3):
+        image.write(2 * MIB + number * MIB, noise(20 + number + salt, 10 * BLOCK_BYTES))
+        image.trim(number * 5 * BLOCK_BYTES, 2 * BLOCK_BYTES)
+        image.flush()
+    kill(image)
 
 
 def write_files(filesystem: Filesystem) -> None:
@@ -129,7 +146,7 @@ def open_on(objects: Objects, mirror: Objects, key_file: KeyFile, directory: Pat
     first, second = MemoryStore("pool"), MemoryStore("mirror")
     first._objects, second._objects = dict(objects), dict(mirror)
     store = mirrored(first, second, FileBacklog(directory, first.url, second.url))
-    return World(first, second, open_pool(store, key_file, real_world(random_bytes=seeded_bytes(7))), key_file)
+    return World(first, second, open_pool(store, key_file, gone_process(random_bytes=seeded_bytes(7))), key_file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +187,8 @@ def random_damage(source: random.Random, objects: Objects, versions: dict[str, l
                 f"{key} and {other} swapped", (key, other), lambda them: them.update({key: theirs, other: mine})
             )
         case "older":
-            with_older = [each for each in lasting if any(old != objects[each] for old in versions.get(each, ()))]
-            key = source.choice(with_older)
+            has_older = [each for each in lasting if any(old != objects[each] for old in versions.get(each, ()))]
+            key = source.choice(has_older)
             old = source.choice([old for old in versions[key] if old != objects[key]])
             return Damage(f"{key} replaced by an older version of itself", (key,), _setting(key, old))
     key = source.choice(lasting)
