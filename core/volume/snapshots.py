@@ -37,7 +37,7 @@ from core.volume.names import VolumeNames
 from core.volume.options import ImageOptions
 from core.volume.owner_lock import Owner, OwnerLock, ReaderLease, living_owner
 from core.volume.pins import EVERYTHING, Pin
-from core.volume.replay import follow_log, load_state
+from core.volume.replay import Log, VolumeState, follow_log, load_state
 from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
 from core.volume.writer_requests import Wish, WriterRequests
 from core.world import World
@@ -117,10 +117,12 @@ def pin_newest(
     for _ in range(_TRIES):
         with lease(pool, info, keys) as held:
             ImportNotes(pool, info, keys).refuse_begun()
-            state = load_state(log, until=generation)
-            follow_log(state, log, None, until=generation)
-            if generation is not None and state.generation != generation:
-                raise IntegrityError(f"the log of image {info.name!r} ends at {state.generation}, before {generation}")
+            try:
+                state = _state_at(log, generation)
+            except IntegrityError:
+                if held():
+                    raise
+                continue  # what was being read may have been collected since the lease ran out
             snapshot = Snapshot(
                 name=name,
                 id=pool.world.random_bytes(ID_BYTES),
@@ -139,6 +141,14 @@ def pin_newest(
             f"the store of {pool.store.url} is too slow for a snapshot: leases ran out {_TRIES} times; try again"
         )
     return _set_protection(records, snapshot, pool, info, keys, on=True) if protect else snapshot
+
+
+def _state_at(log: Log, generation: int | None) -> VolumeState:
+    state = load_state(log, until=generation)
+    follow_log(state, log, None, until=generation)
+    if generation is not None and state.generation != generation:
+        raise IntegrityError(f"the log {log.names.log} ends at {state.generation}, before {generation}")
+    return state
 
 
 def _set_protection(
