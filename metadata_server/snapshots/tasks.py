@@ -92,9 +92,10 @@ class Tasks:
         async for task in self._receive:
             try:
                 task.result = await self._kinds[task.kind](task)
-            except (BlockyardError, OSError, KeyError, TypeError) as error:
-                task.errno, task.text = _reason(error)
-                if not isinstance(error, BlockyardError):
+            except Exception as error:  # noqa: BLE001  # told to who began it; the server goes on
+                cause = _cause(error)
+                task.errno, task.text = _reason(cause)
+                if not isinstance(cause, BlockyardError):
                     _LOG.error("a task %s failed", task.kind.decode(errors="replace"), exc_info=error)
             task.ended = True
             ended = [number for number, each in self._tasks.items() if each.ended]
@@ -102,9 +103,16 @@ class Tasks:
                 del self._tasks[number]
 
 
+def _cause(error: Exception) -> Exception:
+    """Take an error out of the groups that nurseries wrap around it, where it is alone in them."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def _reason(error: Exception) -> tuple[int, str]:
     if isinstance(error, BlockyardError):
         return errno_of(error), str(error)
     if isinstance(error, KeyError | TypeError):
         return errno.EINVAL, f"the arguments of the task make no sense: {error}"
-    return errno.EIO, str(error)
+    return errno.EIO, f"the metadata server failed; its log says why ({type(error).__name__})"
