@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from core.cli.main import run
 from core.errors import UsageError
 from gateway_nbd.command import PLUGIN
+from gateway_nbd.kernel import mapping
 from gateway_nbd.kernel.command import gateway_command, gateway_environment, read_options
+from gateway_nbd.kernel.mapping import Order
 
 HERE = Path("/home/me")
 IMAGE = "file:///srv/p/disk"
@@ -69,3 +72,14 @@ def test_paths_in_the_environment_are_made_absolute():
 def test_a_passphrase_that_can_be_read_only_once_is_refused():
     with pytest.raises(UsageError, match="only once"):
         gateway_environment({"BLOCKYARD_PASSPHRASE_FD": "3"}, HERE)
+
+
+@pytest.mark.parametrize(("image", "readonly"), [(IMAGE, False), (IMAGE + "@monday", True)])
+def test_a_snapshot_is_mapped_read_only(monkeypatch, tmp_path, image, readonly):
+    orders: list[Order] = []
+    monkeypatch.setattr(mapping, "map_image", lambda order, _runtime: orders.append(order) or "/dev/nbd0")
+    monkeypatch.setenv("BLOCKYARD_RUNTIME_DIR", str(tmp_path))
+    assert run(["map", image]) == 0
+    (order,) = orders
+    assert order.wishes.readonly is readonly
+    assert ("readonly=true" in order.command) is readonly

@@ -45,6 +45,11 @@ def test_sizes_paths_and_switches_get_their_types():
     assert (parsed.settings.cache_bytes, parsed.settings.ram_cache_bytes) == (5 << 30, 64 << 20)
 
 
+def test_a_snapshot_is_served_read_only_whatever_was_said():
+    assert parse(image="disk@monday").readonly
+    assert parse(image="disk@monday", readonly="false").readonly
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
@@ -55,6 +60,11 @@ def test_sizes_paths_and_switches_get_their_types():
         ({"image": "a", "create": "true", "size": "0"}, "at least one byte"),
         ({"image": "a", "create": "true", "size": "many"}, "is not a size"),
         ({"image": "a", "readonly": "true", "force": "true"}, "makes no sense"),
+        ({"image": "a@s", "force": "true"}, "blockyard clone"),
+        ({"image": "a@s", "create": "true", "size": "1G"}, "blockyard clone"),
+        ({"image": "a@s", "unflushed": "/dev/shm/x"}, "blockyard clone"),
+        ({"image": "a@"}, "name of a snapshot"),
+        ({"image": "a@s@t"}, "name of a snapshot"),
         ({"image": "a", "readonly": "perhaps"}, "write true or false"),
         ({"key": "k", "passphrase_file": "p"}, "not both"),
         ({"durability": "none"}, "write pool or journal"),
