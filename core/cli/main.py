@@ -18,6 +18,7 @@ from core.cli.images import image
 from core.cli.keys import key
 from core.cli.options import PATH
 from core.cli.pool import pool
+from core.cli.scrub import mirror, scrub
 from core.cli.session import Session
 from core.cli.snapshots import snapshot
 from core.errors import BlockyardError, exit_status_of
@@ -77,6 +78,8 @@ blockyard.add_command(gc)
 blockyard.add_command(snapshot)
 blockyard.add_command(clone)
 blockyard.add_command(backup)
+blockyard.add_command(scrub)
+blockyard.add_command(mirror)
 
 
 def run(arguments: Sequence[str]) -> int:

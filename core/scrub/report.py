@@ -9,7 +9,7 @@ from typing import Final
 from core import limits
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
-NO_SOURCE: Final = "there is no mirror and no pool to repair from"
+NO_SOURCE: Final = "no store with another copy was asked"
 
 
 class Trouble(StrEnum):
