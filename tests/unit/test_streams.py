@@ -1,33 +1,41 @@
 """Streams of images: what arrives is what was sent, and what is cut, altered or does not fit leaves the target as it was."""
 
 import io
-from contextlib import closing
+import random
+from contextlib import closing, suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from core import limits as core_limits
 from core.crypto.signature import Signer
 from core.crypto.slots import Argon2Cost
 from core.errors import (
     AlreadyExistsError,
+    BlockyardError,
     IntegrityError,
     KeyRefusedError,
     LockedError,
     NotFoundError,
+    StoreError,
     UsageError,
 )
-from core.pool.pool import create_pool
+from core.pool.pool import create_pool, open_pool
 from core.pool.slots import Passphrase
 from core.store.memory import AppendableMemoryStore, MemoryStore
+from core.stream import limits as stream_limits
 from core.stream.contents import Trust
-from core.stream.export import Request, export_stream
-from core.stream.importing import Target, import_stream
+from core.stream.export import Request, export_file, export_stream
+from core.stream.importing import Target, import_file, import_stream
 from core.stream.sealing import Sealing
 from core.units import MIB
 from core.volume.images import create_image, image_keys, open_image
+from core.volume.imports import ImportNotes
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
-from core.volume.snapshots import list_snapshots, pin_newest, rollback
-from tests.helpers import noise, read, real_world, stored_bytes
+from core.volume.snapshots import create_snapshot, list_snapshots, pin_newest, rollback
+from tests.helpers import KilledError, gone_process, hooked, noise, read, real_world, stored_bytes
 
 BLOCK = 4096
 SIZE = 3 * MIB + 700
@@ -272,4 +280,235 @@ def test_a_full_stream_that_is_cut_or_altered_leaves_no_image(pool, other):
     for length in range(0, len(data), 7):
         with pytest.raises(IntegrityError):
             imported(other, data[:length], writer=trust(pool))
+    assert stored_bytes(other.store) == before
+
+
+# Crashes.
+
+
+class Crash:
+    """Ends the world at the `at`-th change that is made to a store: that one and every later one fails, reads as well."""
+
+    def __init__(self, at: int, error: BlockyardError, *, after: bool) -> None:
+        self.left = at
+        self.error = error
+        self.moment = "after" if after else "before"
+
+    def __call__(self, when: str, method: str, _key: str) -> None:
+        if self.left <= 0:
+            raise self.error
+        if when == self.moment and method in ("put", "overwrite", "delete", "append", "publish"):
+            self.left -= 1
+            if not self.left:
+                raise self.error
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", [MemoryStore, AppendableMemoryStore])
+def test_an_import_that_a_crash_ends_at_any_change_of_the_store_happened_or_did_not(pool, kind, after, monkeypatch):
+    monkeypatch.setattr(core_limits, "DURABLE_WAIT_S", 0.05)
+    create_image(pool, "disk", 8 * BLOCK)
+    with opened(pool) as image:
+        image.write(0, noise(1, 8 * BLOCK))
+        snapshot(pool, image, "a")
+        image.write(BLOCK, noise(2, 2 * BLOCK))
+        image.resize(5 * BLOCK, allow_shrink=True)
+        snapshot(pool, image, "b")
+    full, stream = exported(pool, "a"), exported(pool, "b", "a")
+    old, new = contents(pool, "disk@a"), contents(pool, "disk@b")
+    outcomes = []
+    for at in range(1, 100):
+        store, saved = kind(), []
+        imported(create_pool(store, saved.append, real_world()), full, writer=trust(pool))
+        # What a writer meets that waits for its store in vain, or whose disk is gone.
+        error = KilledError() if kind is MemoryStore else StoreError()
+        crash = Crash(at, error, after=after)
+        doomed = open_pool(hooked(store), saved[0], gone_process())
+        doomed.store.hook = crash
+        finished = False
+        with suppress(BlockyardError):
+            imported(doomed, stream, writer=trust(pool))
+            finished = True
+        here = open_pool(store, saved[0], real_world())
+        names = [each.name for each in list_snapshots(here, "copy")]
+        seen = contents(here, "copy")
+        assert seen in (old, new)
+        assert not finished or seen == new
+        with opened(here, "copy") as image:
+            assert read(image) == seen
+        assert contents(here, "copy") == seen == (new if "b" in names else seen)
+        names = [each.name for each in list_snapshots(here, "copy")]
+        assert names == (["a", "b"] if seen == new else ["a"])
+        if seen == old:
+            imported(here, stream, writer=trust(pool))
+        assert contents(here, "copy") == contents(here, "copy@b") == new
+        assert ImportNotes(here, *image_keys(here, "copy")).find() is None
+        outcomes.append(seen == new)
+        if finished:
+            break
+    assert finished
+    assert {False, True} <= set(outcomes)
+
+
+def test_beside_an_import_a_reader_sees_the_state_before_and_no_snapshot_is_made(pool, other):
+    source(pool)
+    imported(other, exported(pool, "a"), writer=trust(pool))
+    before = contents(other, "copy")
+    seen = []
+
+    def look(done, _total):
+        if done and not seen:
+            seen.append(contents(other, "copy"))
+            with pytest.raises(LockedError, match="is being imported"):
+                create_snapshot(other, "copy", "meanwhile")
+
+    target = Target(other, "copy", OPTIONS, Trust(trust(pool)))
+    import_stream(target, io.BytesIO(exported(pool, "b", "a")), look)
+    assert seen == [before]
+    assert contents(other, "copy") == contents(pool, "disk@b")
+
+
+# Files.
+
+
+class InterruptionError(Exception):
+    """Ctrl-C, as a test can throw it."""
+
+
+def interrupted_export(pool, path, *, after, sealing=PLAIN):
+    """Begin an export into a file, and leave it when so many bytes of the image were passed."""
+
+    def stop(done, _total):
+        if done > after:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        export_file(pool, Request("disk", "a", None, sealing), path, stop, overwrite=True)
+
+
+@pytest.mark.parametrize("sealing", [PLAIN, Sealing(), Sealing(passphrase=WORDS)], ids=["plain", "volume", "words"])
+def test_an_interrupted_export_goes_on_where_it_was(pool, other, tmp_path, sealing, monkeypatch):
+    monkeypatch.setattr(stream_limits, "CHUNK_BLOCKS", 4)
+    create_image(pool, "disk", SIZE)
+    with opened(pool) as image:
+        image.write(0, noise(1, SIZE))
+        snapshot(pool, image, "a")
+    path = tmp_path / "disk.stream"
+    interrupted_export(pool, path, after=0, sealing=sealing)
+    partial = tmp_path / "disk.stream.partial"
+    left = partial.read_bytes()
+    assert not path.exists()
+    assert partial.stat().st_mode & 0o777 == 0o600
+    request = Request("disk", "a", None, sealing)
+    with pytest.raises(AlreadyExistsError, match="--resume"):
+        export_file(pool, request, path, quiet)
+    for cut in (len(left), len(left) - 1, len(left) - 30_000, 300, 200, 100, 0):
+        partial.write_bytes(left[:cut])
+        made = export_file(pool, request, path, quiet, resume=True)
+        assert made.data_bytes == -(-SIZE // BLOCK) * BLOCK
+        assert made.stream_bytes == path.stat().st_size
+        assert cut < len(left) or path.read_bytes().startswith(left)
+        import_file(Target(pool, f"copy-{cut}", OPTIONS, Trust(passphrase=sealing.passphrase)), path, quiet)
+        assert contents(pool, f"copy-{cut}") == contents(pool, "disk")
+        assert not partial.exists()
+        path.unlink()
+
+
+def test_what_is_left_of_another_stream_is_not_gone_on_with(pool, tmp_path):
+    source(pool)
+    path = tmp_path / "disk.stream"
+    interrupted_export(pool, path, after=0)
+    with pytest.raises(UsageError, match="no part of this stream"):
+        export_file(pool, Request("disk", "b", "a", PLAIN), path, quiet, resume=True)
+    with pytest.raises(UsageError, match="no part of this stream"):
+        export_file(pool, Request("disk", "a"), path, quiet, resume=True)
+
+
+def test_an_export_into_a_file_replaces_another_only_when_it_is_told_to(pool, tmp_path):
+    source(pool)
+    path = tmp_path / "disk.stream"
+    path.write_bytes(b"mine")
+    with pytest.raises(AlreadyExistsError, match="--overwrite"):
+        export_file(pool, Request("disk", "a"), path, quiet)
+    assert path.read_bytes() == b"mine"
+    export_file(pool, Request("disk", "a"), path, quiet, overwrite=True)
+    import_file(Target(pool, "copy", OPTIONS), path, quiet)
+    assert contents(pool, "copy") == contents(pool, "disk@a")
+
+
+def test_a_stream_leads_from_the_older_snapshot_to_the_newer_one(pool):
+    source(pool)
+    with pytest.raises(UsageError, match="is newer than a"):
+        exported(pool, "a", "b")
+    with pytest.raises(UsageError, match="one snapshot"):
+        exported(pool, "a", "a")
+    with pytest.raises(NotFoundError):
+        exported(pool, "a", "nothing")
+
+
+# Histories.
+
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["write", "trim", "zero", "resize"]), st.integers(0, SIZE), st.integers(1, 90 * BLOCK)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def change(image, kind, offset, length, seed):
+    offset %= image.size_bytes
+    length = min(length, image.size_bytes - offset)
+    if kind == "write":
+        image.write(offset, noise(seed, length))
+    elif kind == "resize":
+        image.resize(max(1, (offset + length) * 2 % SIZE), allow_shrink=True)
+    else:
+        getattr(image, kind)(offset, length)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(CHANGES, min_size=2, max_size=6), st.booleans())
+def test_a_chain_of_incremental_streams_restores_every_generation(chain, growing):
+    store = AppendableMemoryStore() if growing else MemoryStore()
+    with pytest.MonkeyPatch.context() as patch, closing(made_pool(store)) as pool, closing(made_pool()) as other:
+        patch.setattr(core_limits, "SEGMENT_BLOCKS", 48)
+        patch.setattr(stream_limits, "CHUNK_BLOCKS", 16)
+        patch.setattr(stream_limits, "WINDOW_BLOCKS", 40)
+        create_image(pool, "disk", SIZE)
+        states = []
+        with opened(pool) as image:
+            for number, changes in enumerate(chain):
+                for seed, each in enumerate(changes):
+                    change(image, *each, 100 * number + seed)
+                snapshot(pool, image, f"s{number}")
+                states.append(read(image))
+        for number in range(len(chain)):
+            base = f"s{number - 1}" if number else None
+            imported(other, exported(pool, f"s{number}", base), writer=trust(pool))
+        for number, state in enumerate(states):
+            assert contents(other, f"copy@s{number}") == state
+
+
+def test_a_longer_stream_altered_at_random_leaves_the_target_untouched(pool, other, monkeypatch):
+    monkeypatch.setattr(stream_limits, "CHUNK_BLOCKS", 8)
+    source(pool)
+    imported(other, exported(pool, "a"), writer=trust(pool))
+    before = stored_bytes(other.store)
+    data = exported(pool, "c", "a")
+    draw = random.Random(5)
+    for _ in range(150):
+        altered = bytearray(data)
+        at = draw.randrange(len(data))
+        kind = draw.choice(["flip", "drop", "double", "cut"])
+        length = draw.randrange(1, 5000)
+        if kind == "flip":
+            altered[at] ^= draw.randrange(1, 256)
+        elif kind == "drop":
+            del altered[at : at + length]
+        elif kind == "double":
+            altered[at:at] = data[at : at + length]
+        else:
+            del altered[at:]
+        with pytest.raises((IntegrityError, KeyRefusedError)):
+            imported(other, bytes(altered), writer=trust(pool))
     assert stored_bytes(other.store) == before
