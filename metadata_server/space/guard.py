@@ -49,7 +49,7 @@ class Guard:
     """Pins and holds of one filesystem."""
 
     def __init__(self, source: PinSource | None = None, unpinned: Callable[[], None] = lambda: None) -> None:
-        """`unpinned` is called when pins have gone: what they kept may be of no use now."""
+        """`unpinned` is called when pins may have gone: what they kept may be of no use now."""
         self.unpinned = unpinned
         self._source: Final = source if source is not None else NoPins()
         self._needs_store = source is not None
@@ -65,6 +65,11 @@ class Guard:
     # Pins.
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether it is known what is pinned."""
+        return self._is_loaded or not self._needs_store
+
+    @property
     def has_pins(self) -> bool:
         """Whether anything is pinned, as far as was seen."""
         return bool(len(self._all))
@@ -75,7 +80,7 @@ class Guard:
 
     def pinned(self, sequences: Collection[int]) -> list[int]:
         """Give those of some segments that snapshots need."""
-        if not self._is_loaded and self._needs_store:
+        if not self.is_loaded:
             return list(sequences)
         if not len(self._all) or not sequences:
             return []
@@ -102,11 +107,11 @@ class Guard:
         found = await trio.to_thread.run_sync(self._load, frozenset(known))
         if found.keys() == known.keys() and self._is_loaded:
             return
-        gone = known.keys() - found.keys()
+        may_be_free = not self._is_loaded or bool(known.keys() - found.keys())
         self._seen = {each: known.get(each, pins) for each, pins in found.items()}
         self._is_loaded = True
         self._join()
-        if gone:
+        if may_be_free:  # what an earlier server put aside, too
             self.unpinned()
 
     def _load(self, known: Collection[bytes]) -> dict[bytes, Sequences]:

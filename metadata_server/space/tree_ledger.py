@@ -64,7 +64,9 @@ class TreeLedger:
         return self._nobody
 
     def dead_segments(self, limit: int) -> Sequence[int]:
-        """Closed without a live block, or of nobody and without one; but for what snapshots need."""
+        """Closed without a live block, or of nobody and without one; but for what snapshots need, as soon as that is known."""
+        if not self._guard.is_loaded:
+            return []
         self._turns.commit()
         closed = [row.sequence for row in self._tree.dead_segments(limit)]
         while self._held_back(closed):
@@ -83,6 +85,8 @@ class TreeLedger:
 
     def sparse_segments(self, max_live_share: float, limit: int) -> Sequence[SparseSegment]:
         """As the database finds them; but for what snapshots need: copying would take room and free none."""
+        if not self._guard.is_loaded:
+            return []
         self._turns.commit()
         found = self._tree.sparse_segments(max_live_share, limit)
         while self._held_back([row.sequence for row in found]):
