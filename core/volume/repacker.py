@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from core import limits
 from core.errors import IntegrityError
 from core.format.frame import RecordKind
@@ -151,8 +153,10 @@ class Repacker:
 
     def _look(self, *, idle: bool) -> None:
         bound = limits.REPACK_IDLE_BOUND if idle else limits.REPACK_BUSY_BOUND
-        checkpoint = self._checkpointer.roots[-1] if self._checkpointer.roots else 0
         own = self._segments()
+        if idle and self._is_wasteful(own.chosen(own.sequences > self._checkpoint), bound):
+            self._checkpointer.run()
+        checkpoint = self._checkpoint
         maybe = movable(own, (), checkpoint)
         if not (choose(maybe, bound) or (idle and choose_small(maybe))):
             return
@@ -167,6 +171,17 @@ class Repacker:
             if idle
             else int(limits.REPACK_BUSY_BYTES_PER_S * min(4.0, 1 + max(0.0, outgrown - 1) * 6))
         )
+
+    @property
+    def _checkpoint(self) -> int:
+        return self._checkpointer.roots[-1] if self._checkpointer.roots else 0
+
+    @staticmethod
+    def _is_wasteful(segments: Segments, bound: float) -> bool:
+        """Say whether what could be repacked of segments gives back enough."""
+        alive = segments.chosen(segments.live > 0)
+        wasted = segments.chosen(np.isin(segments.sequences, choose(alive, bound, most=len(alive))))
+        return wasted.stored_bytes - wasted.live_bytes >= limits.RECLAIM_BYTES
 
     def _segments(self) -> Segments:
         # Each dict is copied in one step: the writer's threads change them.
@@ -209,7 +224,8 @@ class Repacker:
         with self._turn:
             self._checkpointer.run()
             total, done = self._surplus_blocks() * BLOCK_BYTES, self.counters.moved_bytes
-            while not self._ended.is_set():
+            most = self._segments().stored_bytes  # who writes at the same time must not keep us here for ever
+            while not self._ended.is_set() and self.counters.moved_bytes - done <= most:
                 if not self._victims:
                     self._look(idle=True)
                     if not self._victims:
@@ -249,8 +265,7 @@ class Repacker:
         self._checkpointer.run(advance=True)
 
     def _surplus_blocks(self) -> int:
-        checkpoint = self._checkpointer.roots[-1] if self._checkpointer.roots else 0
-        segments = movable(self._segments(), self._checkpointer.look_at_pins() or (), checkpoint)
+        segments = movable(self._segments(), self._checkpointer.look_at_pins() or (), self._checkpoint)
         chosen = set(choose(segments, limits.REPACK_IDLE_BOUND))
         return sum(self._state.map.live.get(sequence, 0) for sequence in chosen)
 
@@ -265,6 +280,7 @@ class Repacker:
 
     def _repack_some(self, *, patient: bool = False) -> int:
         """Empty the next victims, about one step's blocks of them; give the bytes moved."""
+        live = self._state.map.live
         chosen: list[int] = []
         runs: list[Run] = []
         while self._victims and sum(run.length for run in runs) < limits.REPACK_STEP_BLOCKS:
@@ -273,36 +289,38 @@ class Repacker:
             try:
                 runs += self._live_runs(sequence)
             except IntegrityError:
-                self.bad.add(sequence)
+                self._note_bad([sequence])
+        moved, done = 0, True
         try:
             moved, done = self._move(runs, patient=patient)
         except IntegrityError:
-            self._victims = chosen[1:] + self._victims if len(chosen) > 1 else self._victims
-            self.bad.update(chosen if len(chosen) == 1 else self._damaged(chosen))
-            return 0
+            self._note_bad([sequence for sequence in chosen if not self._is_whole(sequence)])
+            done = False
         if done:
-            live = self._state.map.live
             emptied = [sequence for sequence in chosen if not live.get(sequence)]
             self.counters.segments_emptied += len(emptied)
-            self.bad.update(set(chosen) - set(emptied))
+            self._note_bad([sequence for sequence in chosen if live.get(sequence)])
         else:
-            self._victims = chosen + self._victims
+            self._victims = [sequence for sequence in chosen if sequence not in self.bad] + self._victims
         return moved
 
-    def _damaged(self, chosen: Items[int]) -> set[int]:
-        """Name the segments whose live blocks cannot be read."""
-        damaged = set()
-        for sequence in chosen:
-            try:
-                for _ in self._read(sorted(self._live_runs(sequence), key=lambda run: run.entry)):
-                    pass
-            except IntegrityError:
-                damaged.add(sequence)
-        return damaged
+    def _note_bad(self, sequences: Items[int]) -> None:
+        """Repack these no more; but what died meanwhile may have been collected as well."""
+        self.bad.update(sequence for sequence in sequences if self._state.map.live.get(sequence))
+
+    def _is_whole(self, sequence: int) -> bool:
+        try:
+            for _ in self._read(sorted(self._live_runs(sequence), key=lambda run: run.entry)):
+                pass
+        except IntegrityError:
+            return False
+        return True
 
     def _live_runs(self, sequence: int) -> list[Run]:
         """Read from a segment's index which blocks it holds; give those that the map has there."""
         log = self._log
+        if not self._state.map.live.get(sequence):
+            return []
         found = load_log_object(log.store, log.names, log.keys, sequence)
         self._aside.add_published(sequence, found.frames, found.aead)
         placed = placed_runs(found.frames, sequence, log.names.segment(sequence))
