@@ -18,6 +18,7 @@ from core.errors import NotFoundError
 from core.pool.connect import find_opener, opener_from_settings
 from core.pool.pool import Pool, open_pool
 from core.pool.slots import Unlock
+from core.scrub.background import BackgroundScrub
 from core.store.factory import open_store
 from core.store.retrying import StoreObserver
 from core.units import format_size
@@ -74,7 +75,16 @@ class RealPool:
         known = self._prepared
         parameters, calls = known.parameters, StoreCounters()
         pool = self._open(calls)
-        return PoolImages(pool, known.options, force=parameters.force, unflushed=parameters.unflushed, calls=calls)
+        volumes = () if parameters.image is None else (split_snapshot(parameters.image)[0],)
+        scrubbing = BackgroundScrub(pool, known.settings.scrub, volumes, complain)
+        return PoolImages(
+            pool,
+            known.options,
+            force=parameters.force,
+            unflushed=parameters.unflushed,
+            calls=calls,
+            scrubbing=scrubbing,
+        )
 
     def _open(self, observer: StoreObserver | None = None) -> Pool:
         known = self._prepared
@@ -96,7 +106,14 @@ class PoolImages:
     """The images of an open pool, as the gateway takes them. Thread-safe, as the pool is."""
 
     def __init__(
-        self, pool: Pool, options: ImageOptions, *, force: bool, unflushed: Path | None, calls: StoreCounters
+        self,
+        pool: Pool,
+        options: ImageOptions,
+        *,
+        force: bool,
+        unflushed: Path | None,
+        calls: StoreCounters,
+        scrubbing: BackgroundScrub,
     ) -> None:
         self._pool = pool
         self._options = options
@@ -104,6 +121,8 @@ class PoolImages:
         self._unflushed = unflushed
         self._calls = calls
         self._opened: weakref.WeakSet[Image] = weakref.WeakSet()
+        self._scrubbing = scrubbing
+        scrubbing.start()
 
     def names(self) -> list[tuple[str, str]]:
         """Give every image of the pool with its size for people, each followed by its snapshots."""
@@ -126,8 +145,9 @@ class PoolImages:
         return image
 
     def figures(self) -> list[Mapping[str, float]]:
-        """Give what each open image counts."""
-        return [image_figures(image) for image in list(self._opened)]
+        """Give what each open image counts, and the scrub beside them."""
+        images = [image_figures(image) for image in list(self._opened)]
+        return [*images, self._scrubbing.figures()] if self._scrubbing.is_needed else images
 
     def store_calls(self) -> StoreCalls:
         """Give what the store was asked for since the pool was opened."""
@@ -135,6 +155,7 @@ class PoolImages:
 
     def close(self) -> None:
         """Close the pool; its images are closed."""
+        self._scrubbing.stop()
         self._pool.close()
 
 

@@ -101,13 +101,21 @@ class ImageWalk:
         listed = {names.sequence_of(info.key) for info in store.list(names.checkpoints) if info.key.endswith("/pages")}
         named = {int(pack) for root in self.roots.values() for pack in set(root.pages.packs.tolist())}
         for pack in sorted(each for each in named | listed if each > self.base):
-            key = names.pages(pack)
-            prove = self._pack_prover(pack, key)
-            if self._proved(key, _PAGES, prove) is None and pack in named and store.head(key) is None:
-                if any(pack in root.pages.packs for root in self._standing_roots()):
-                    self._missing(key, _PAGES, f"{key} is missing, and pages of the block map are in it", prove)
-            elif pack not in named:
-                self._tell_of_idle_pack(pack, key)
+            self._look_at_pack(pack, is_named=pack in named)
+
+    def look_at_pack(self, pack: int) -> None:
+        """Prove one pack by the roots that name its pages, without having looked at anything before."""
+        self._look_at_roots()
+        self._look_at_pack(pack, is_named=any(pack in root.pages.packs for root in self.roots.values()))
+
+    def _look_at_pack(self, pack: int, *, is_named: bool) -> None:
+        key = self.names.pages(pack)
+        prove = self._pack_prover(pack, key)
+        if self._proved(key, _PAGES, prove) is None and is_named and self.run.pool.store.head(key) is None:
+            if any(pack in root.pages.packs for root in self._standing_roots()):
+                self._missing(key, _PAGES, f"{key} is missing, and pages of the block map are in it", prove)
+        elif not is_named:
+            self._tell_of_idle_pack(pack, key)
 
     def _standing_roots(self) -> Iterator[Root]:
         """Give the roots that still stand: a collector may have removed one since it was read, and its packs with it."""

@@ -10,9 +10,10 @@ import click
 
 from core.cli.options import PATH, with_session
 from core.cli.session import Session
-from core.config import split_snapshot
+from core.config import split_image_reference, split_snapshot
 from core.filesystem.filesystems import open_filesystem
 from core.filesystem.snapshots import FilesystemSnapshots
+from core.scrub.background import BackgroundScrub
 from metadata_server.client.places import server_places
 from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import parse_address
@@ -100,7 +101,9 @@ def metadata_server_verb(
                 os.close(ready_fd)
 
         if snapshot is None:
-            serve_filesystem(opened, serving, ready)
+            scrubbing = session.settings(split_image_reference(filesystem, "a filesystem")[0]).scrub
+            with BackgroundScrub(pool, scrubbing, (name,), logging.getLogger("blockyard.scrub").warning):
+                serve_filesystem(opened, serving, ready)
         else:
             serve_snapshot(opened, snapshot, serving, ready)
 
