@@ -17,7 +17,9 @@ HOLE: Final = bytes(limits.CHUNK_ID_BYTES)
 class Cutter(Protocol):
     """Says where a stream is cut."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How manifests and people call it."""
 
     def lengths(self, data: Buffer, *, last: bool) -> list[int]:
         """Give the lengths of the chunks at the start of `data`; what is left waits for more unless it is the `last`."""

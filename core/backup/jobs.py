@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
+from core.backup.cdc import cutter_named
+from core.backup.chunks import FixedCutter
 from core.backup.retention import Policy
 from core.backup.run import DEFAULT_COMPRESSION
 from core.errors import NotFoundError, UsageError
 from core.format.compression import Compression
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TEXTS: Final = ("source", "target", "schedule", "compression")
+_TEXTS: Final = ("source", "target", "schedule", "compression", "chunker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Job:
     schedule: str = "daily"
     """When, as systemd's OnCalendar= has it."""
     compression: Compression = DEFAULT_COMPRESSION
+    chunker: str = FixedCutter().name
     policy: Policy = field(default_factory=Policy)
     prune: bool = False
 
@@ -69,6 +72,7 @@ def _read(path: Path, name: str, table: object) -> Job:
     if missing:
         raise UsageError(f"{where} has no {missing[0]}")
     compression = Compression.parse(texts.pop("compression")) if "compression" in texts else DEFAULT_COMPRESSION
+    cutter_named(texts.get("chunker", FixedCutter().name))
     return Job(name, compression=compression, policy=Policy(**keep), prune=prune, **texts)
 
 

@@ -23,7 +23,7 @@ from core.backup.chunks import FixedCutter, SlotRun, chunk_id, fixed_ids, slot_r
 from core.backup.index_store import put_indexes
 from core.backup.manifest import ID_BYTES, Manifest, Mode, SourceIdentity, Statistics, manifest_key, put_manifest
 from core.backup.pack_writer import PackWriter
-from core.backup.sources import Range, Source
+from core.backup.sources import Named, Range, Source
 from core.backup.table import EMPTY_ROOT, Root, TableWriter, is_hole
 from core.backup.vault import Vault
 from core.backup.visit import Visit, writing
@@ -126,7 +126,7 @@ def run_backup(vault: Vault, opener: Opener, options: RunOptions, progress: Prog
                 sink.abandon()
                 raise
         statistics = replace(sink.statistics, read_bytes=read_bytes)
-        return publish(visit, source, parent, options.mode, FixedCutter().name, root, statistics)
+        return publish(visit, source, source.size_bytes, parent, options.mode, FixedCutter().name, root, statistics)
 
 
 def choose_parent(catalog: Catalog, source: SourceIdentity, mode: Mode) -> tuple[Manifest | None, Manifest | None]:
@@ -188,7 +188,8 @@ def with_edge(changes: Iterable[Range], old_bytes: int, new_bytes: int) -> Itera
 
 def publish(
     visit: Visit,
-    source: Source,
+    source: Named,
+    size_bytes: int,
     parent: Manifest | None,
     mode: Mode,
     chunker: str,
@@ -204,7 +205,7 @@ def publish(
             source=source.identity,
             mode=Mode.FULL if parent is None else mode,
             created=int(vault.world.now()),
-            size_bytes=source.size_bytes,
+            size_bytes=size_bytes,
             generation=source.generation,
             snapshot=source.snapshot,
             parent=parent.id if parent is not None else None,

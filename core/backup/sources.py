@@ -15,16 +15,12 @@ Range = tuple[int, int, bool]
 _PATH_CONTEXT = "blockyard 2026 backup source path v1"
 
 
-class Source(Protocol):
-    """One state of a source, which stays as it is while it is read. `read_into` may be called by several threads at once."""
+class Named(Protocol):
+    """What a manifest says of any source."""
 
     @property
     def identity(self) -> SourceIdentity:
         """Which source it is."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Its bytes, holes included."""
 
     @property
     def generation(self) -> int:
@@ -33,6 +29,14 @@ class Source(Protocol):
     @property
     def snapshot(self) -> bytes | None:
         """Id of the snapshot that this is; None where there is none."""
+
+
+class Source(Named, Protocol):
+    """One state of a source, which stays as it is while it is read. `read_into` may be called by several threads at once."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its bytes, holes included."""
 
     def extents(self) -> Iterator[Range]:
         """Yield what is mapped, ascending; what is not yielded is a hole."""

@@ -15,8 +15,9 @@ from core.backup.chunk_index import ids_of
 from core.backup.chunks import fixed_ids
 from core.backup.manifest import Manifest
 from core.backup.restore import restore_image
-from core.backup.table import Table, walk
+from core.backup.table import Table
 from core.backup.visit import Visit
+from core.backup.whole import needed_ids
 from core.errors import IntegrityError
 from core.format.pack import Ids
 from core.pool.pool import Pool
@@ -76,7 +77,7 @@ def verify(
 def _rows(visit: Visit, manifest: Manifest) -> npt.NDArray[np.int64]:
     """Give the rows of every chunk that a backup needs; IntegrityError if one is missing or a page of its table is damaged."""
     found = [np.zeros(0, np.int64)]
-    for ids, _ in walk(manifest.root, visit.reader.get, set()):
+    for ids in needed_ids([manifest], visit.reader.get):
         rows = visit.index.rows(ids)
         if (rows < 0).any():
             name = ids[rows < 0][0].tobytes().hex()

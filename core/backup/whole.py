@@ -8,6 +8,7 @@ from core.backup.condemned import condemnations, packs_of
 from core.backup.index_store import load_indexes
 from core.backup.manifest import Manifest
 from core.backup.table import Fetch, walk
+from core.backup.tree import walk_tree
 from core.backup.vault import Vault
 from core.errors import IntegrityError
 from core.format.pack import Ids
@@ -17,8 +18,11 @@ def needed_ids(manifests: Iterable[Manifest], fetch: Fetch) -> Iterator[Ids]:
     """Yield every id that these backups need, data and tables; what several share may come once or more."""
     seen: set[bytes] = set()
     for each in manifests:
-        for ids, _ in walk(each.root, fetch, seen):
-            yield ids
+        if each.source.kind.is_tree:
+            yield from walk_tree(each.root, fetch, seen)
+        else:
+            for ids, _ in walk(each.root, fetch, seen):
+                yield ids
 
 
 def still_whole(vault: Vault, manifest: Manifest) -> bool:

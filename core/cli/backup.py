@@ -1,5 +1,6 @@
 """`blockyard backup …`: the group, and ls, show and restore: what there is, and getting it back."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ import click
 
 from core.backup.catalog import Catalog, Query, check_chain, load_catalog
 from core.backup.manifest import Manifest
-from core.backup.restore import restore_file, restore_image, restore_stream
+from core.backup.restore import Progress, restore_file, restore_image, restore_stream
 from core.backup.summary import summarize
+from core.backup.tree_restore import restore_tree
 from core.backup.vault import Vault, open_vault
-from core.backup.visit import reading
+from core.backup.visit import Visit, reading
 from core.cli.backup_care import forget_verb, prune_verb, systemd, verify_verb
 from core.cli.backup_places import (
     Place,
@@ -23,7 +25,7 @@ from core.cli.backup_places import (
     vault_pool,
     with_vault_key,
 )
-from core.cli.backup_run import manifest_row, run_verb
+from core.cli.backup_run import INCOMPLETE, manifest_row, run_verb
 from core.cli.options import json_option, with_session
 from core.cli.output import Value, format_time, print_facts, print_json, print_table, progress_bar
 from core.cli.session import Session
@@ -142,6 +144,7 @@ def show(session: Session, backup: str, at: str | None, generation: int | None, 
 @click.option("--at", help="The newest not after this time (ISO 8601).")
 @click.option("--generation", type=int, help="The newest not above this generation.")
 @click.option("--range", "span", help="Only these bytes, as OFFSET:LENGTH (such as 1G:64M); into a file or `-`.")
+@click.option("--path", "inner", help="Only what stands at this path of a tree of files.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_session
 @with_vault_key
@@ -153,9 +156,10 @@ def restore(
     at: str | None,
     generation: int | None,
     span: str | None,
+    inner: str | None,
     overwrite: bool,
 ) -> None:
-    """Restore a backup into TARGET: a new image (POOL/NAME), a file, or the standard output (`-`).
+    """Restore a backup into TARGET: a new image (POOL/NAME), a file, or the standard output (`-`); a tree of files into a directory.
 
     The target gets its name when all of it is there and durable, and every chunk was checked.
     """
@@ -163,7 +167,11 @@ def restore(
         bounds = _span(span, found.size_bytes)
         place = Place(path=Path(target)) if target == _STANDARD else parse_place(session, target)
         with reading(vault) as visit, progress_bar(f"restore {found.source.name}") as report:
-            if target == _STANDARD:
+            if found.source.kind.is_tree:
+                _restore_tree(visit, found, place, inner, report)
+            elif inner is not None:
+                raise UsageError(f"backup {found.key_part[:8]} is of {found.source.kind.value} bytes: it has no paths")
+            elif target == _STANDARD:
                 restore_stream(visit, found, sys.stdout.buffer, bounds, report)
             elif place.path is not None:
                 restore_file(visit, found, place.path, bounds, report, overwrite=overwrite)
@@ -177,6 +185,17 @@ def restore(
                     restore_image(visit, found, pool, place.name, options, report)
     if target != _STANDARD:
         click.echo(f"restored backup {found.key_part[:8]} of {found.source.name} to {target}")
+
+
+def _restore_tree(visit: Visit, found: Manifest, place: Place, inner: str | None, report: Progress) -> None:
+    if place.path is None or str(place.path) == _STANDARD:
+        raise UsageError("a tree of files is restored into a directory; name one by a path such as ./restored")
+    done = restore_tree(visit, found, os.fsencode(inner or ""), place.path, report)
+    for each in done.complaints:
+        click.echo(f"blockyard: {each}", err=True)
+    if done.complaints:
+        click.echo(f"restored {done.entries} entries, {len(done.complaints)} not in full", err=True)
+        sys.exit(INCOMPLETE)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from core.backup.jobs import Job, find_job, read_jobs
 from core.backup.manifest import Manifest, Mode
 from core.backup.run import RunOptions, run_backup
 from core.backup.sources import FileSource
+from core.backup.tree_run import run_tree_backup
+from core.backup.tree_source import DirectorySource
 from core.backup.vault import Vault, open_or_create_vault
 from core.backup.visit import Visit
 from core.cli.backup_care import prune_with_bar
@@ -38,6 +40,11 @@ INCOMPLETE = 3
 @click.option("--all", "every", is_flag=True, help="Make all backups that the configuration file describes.")
 @click.option("--full", is_flag=True, help="Read everything, and begin a new chain.")
 @click.option("--differential", is_flag=True, help="Make it a child of the newest full backup.")
+@click.option(
+    "--chunker",
+    type=click.Choice(["fixed", "cdc"]),
+    help="How files of a tree are cut: every 64 KiB, or by their content.",
+)
 @click.option("--compression", help="Such as zstd:1, zstd:9, lz4 or none. [default: zstd:2]")
 @json_option
 @with_session
@@ -52,9 +59,10 @@ def run_verb(
     full: bool,
     differential: bool,
     compression: str | None,
+    chunker: str | None,
     as_json: bool,
 ) -> None:
-    """Back SOURCE up into the vault of POOL: an image (POOL/NAME), a whole pool, or a raw file.
+    """Back SOURCE up into the vault of POOL: an image (POOL/NAME), a whole pool, a directory, or a raw file.
 
     The first backup of a source is full, later ones read and store only what changed. An interrupted run leaves no backup, and the
     next one goes on from what it had stored. A [backup.NAME] has source, target, schedule, and keep-daily and the like, which are
@@ -65,7 +73,7 @@ def run_verb(
     mode = Mode.FULL if full else Mode.DIFFERENTIAL if differential else Mode.INCREMENTAL
     made: list[Manifest] = []
     failed: BlockyardError | None = None
-    for one in _jobs(session, source, target, job, every=every):
+    for one in _jobs(session, source, target, job, chunker, every=every):
         chosen = Compression.parse(compression) if compression is not None else one.compression
         outcome = _do(session, one, RunOptions(mode=mode, compression=chosen), alone=not every)
         made += outcome.made
@@ -81,13 +89,15 @@ def run_verb(
         sys.exit(INCOMPLETE)
 
 
-def _jobs(session: Session, source: str | None, target: str | None, job: str | None, *, every: bool) -> list[Job]:
+def _jobs(
+    session: Session, source: str | None, target: str | None, job: str | None, chunker: str | None, *, every: bool
+) -> list[Job]:
     """Say what is to be done: what the arguments name, or what the configuration file describes."""
     named = source is not None and target is not None
     if [named, job is not None, every].count(True) != 1 or (source is not None and target is None):
         raise UsageError("name a source and a pool, or a job of the configuration file by --job, or give --all")
     if source is not None and target is not None:
-        return [Job("", source, target)]
+        return [Job("", source, target, chunker=chunker or "fixed")]
     config = session.config()
     jobs = read_jobs(config.path, config.backups)
     return jobs if job is None else [find_job(jobs, job)]
@@ -107,7 +117,7 @@ def _do(session: Session, job: Job, options: RunOptions, *, alone: bool) -> _Out
     try:
         with vault_pool(session, job.target) as pool:
             vault = open_or_create_vault(pool)
-            for each in _runs(session, vault, parse_place(session, job.source), options):
+            for each in _runs(session, vault, parse_place(session, job.source), options, job.chunker):
                 if isinstance(each, Manifest):
                     outcome.made.append(each)
                 else:
@@ -131,10 +141,15 @@ def _apply_policy(vault: Vault, job: Job, made: list[Manifest]) -> None:
     forget(vault, [each.manifest for each in verdicts if not each.keep])
 
 
-def _runs(session: Session, vault: Vault, place: Place, options: RunOptions) -> Iterator[Manifest | BlockyardError]:
+def _runs(
+    session: Session, vault: Vault, place: Place, options: RunOptions, chunker: str
+) -> Iterator[Manifest | BlockyardError]:
     if place.path is not None:
         if is_directory(place.path):
-            raise UsageError("directories cannot be backed up yet")
+            with progress_bar(f"back up {place.path}") as report:
+                tree = partial(_opened_directory, place.path, session)
+                yield run_tree_backup(vault, tree, options, report, _complain, chunker)
+            return
         with progress_bar(f"back up {place.path}") as report:
             yield run_backup(vault, partial(_opened_file, place.path, session), options, report)
         return
@@ -150,6 +165,16 @@ def _runs(session: Session, vault: Vault, place: Place, options: RunOptions) -> 
                     raise
                 click.echo(f"blockyard: {name}: {error}", err=True)
                 yield error
+
+
+def _opened_directory(path: Path, session: Session, visit: Visit) -> DirectorySource:
+    return DirectorySource(path, visit.vault.pool.id, session.world.hostname)
+
+
+def _complain(path: bytes, error: OSError) -> None:
+    """Say what could not be read; the run goes on."""
+    reason = error.strerror or str(error)
+    click.echo(f"blockyard: cannot read {path.decode(errors='replace') or '.'}: {reason}", err=True)
 
 
 def _opened_file(path: Path, session: Session, visit: Visit) -> FileSource:
