@@ -99,6 +99,8 @@ RECLAIM_BUSY_SHARE: Final = 0.3
 """A checkpoint is written for its deletions alone when dead segments take this share of what is live."""
 RECLAIM_BYTES: Final = 1 * MIB
 """Less than this waits for other reasons."""
+FLATTEN_CHECKPOINT_S: Final = 10.0
+"""Checkpoints tell whoever waits for a flattening how far it is."""
 COLLECT_BYTES: Final = 64 * KIB
 """An image is not opened to be collected for less: that alone writes as much."""
 SWEEP_GRACE_S: Final = 3600.0

@@ -104,6 +104,7 @@ class Repacker:
         self._fruitless = 0
         self._leave_s = world.monotonic()
         self._advances = 0
+        self._shown_s = world.monotonic()
         self._left = not self._base
 
     # In the background.
@@ -141,13 +142,16 @@ class Repacker:
 
     def _step_bytes(self, *, idle: bool) -> int | None:
         """Do one thing; give the bytes moved, None if there was nothing to move."""
+        self._leave_ancestors()
+        if self._flatten and self._fruitless < _FRUITLESS and self.foreign_blocks():
+            self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
+            if self._world.monotonic() - self._shown_s > limits.FLATTEN_CHECKPOINT_S:
+                self._shown_s = self._world.monotonic()
+                self._checkpointer.run()
+            return self._flatten_some()
         if not self._victims:
             if self._reclaim(limits.RECLAIM_IDLE_SHARE if idle else limits.RECLAIM_BUSY_SHARE):
                 return 0
-            self._leave_ancestors()
-            if self._flatten and self._fruitless < _FRUITLESS and self.foreign_blocks():
-                self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
-                return self._flatten_some()
             self._look(idle=idle)
         return self._repack_some() if self._victims else None
 
