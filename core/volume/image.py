@@ -164,9 +164,9 @@ class Image:
                 return
             try:
                 self.reader.read_block(entry, memoryview(buffer))
-            except IntegrityError:
+            except IntegrityError as error:
                 if self._entry(block) == entry:
-                    raise
+                    raise self._told(error) from None
                 self._read(offset, memoryview(buffer))  # written anew and collected since the entry was looked up
             except StoreError:
                 self._read(offset, memoryview(buffer))  # which has patience
@@ -191,13 +191,21 @@ class Image:
             try:
                 self._patience.ask(self.reader.read_entries, entries, whole)
                 break
-            except IntegrityError:
+            except IntegrityError as error:
                 newer: list[int] = self._entries(first, end - first).tolist()
                 if newer == entries:
-                    raise
+                    raise self._told(error) from None
                 entries = newer  # written anew and collected since the entries were looked up
         if whole is not out:
             out[:] = whole[head : head + len(out)]
+
+    def _told(self, error: IntegrityError) -> BlockyardError:
+        """Give what to say of something missing or bad: to a writer that was cut off, that it was; its successor may have deleted it."""
+        if self.writer is not None and self.checkpointer is not None:
+            with contextlib.suppress(BlockyardError):
+                self.checkpointer.check_reign()
+            return self.writer.failure or error
+        return error
 
     def _entry(self, block: int) -> int:
         while (entry := self._map.get(block)) is None:
@@ -218,10 +226,10 @@ class Image:
             return
         try:
             loaded = self._patience.ask(self._pages.load, table, missing, state.size_bytes)
-        except IntegrityError:
+        except IntegrityError as error:
             if state.pages is not table:
                 return  # checkpoints were written while we waited, and what this one stood on is gone
-            raise
+            raise self._told(error) from None
         with self._lock:
             if state.pages is not table:
                 return  # a checkpoint was written meanwhile, and what was loaded may be older than it
