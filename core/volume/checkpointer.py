@@ -113,6 +113,9 @@ class Checkpointer:
                 self._writer.wait_published(capture.generation)
                 self._write(capture)
                 stored = True
+            except IntegrityError as error:
+                self.check_reign()  # a successor may have deleted what we miss
+                raise self._writer.failure or error from None
             finally:
                 with self._lock:
                     self._state.map.release_pinned(stored=stored)
