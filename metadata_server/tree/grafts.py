@@ -3,8 +3,8 @@
 The source is another state of the same filesystem: a read transaction of its own database, or a snapshot's. The copy's maps point at the
 same places, so live counts rise; whoever builds sees to it that no segment the source needs is deleted meanwhile (space.guard, hold).
 
-1. What is built has no name: its root is an orphan, in `State.building`, and everything below it has its name there. `attach` gives the
-   root its name, in one operation: nobody ever sees half of it.
+1. What is built has no name: its root is an orphan without a link, in `State.building`, and everything below it has its name there.
+   `attach` gives the root its name, in one operation: nobody ever sees half of it.
 2. Every slice is a transaction that leaves counts, quotas and families exact. A slice that fails ends the graft: then `Tree.abandon`.
 3. After a crash the root is an orphan like others, which nobody builds: it is taken apart by `dismantle`.
 """
@@ -132,7 +132,9 @@ class Graft:
         rows.set_child(directory.number, entry.name, child)
         above = self._state.need(directory.number)
         above.size += 1
-        if stat.S_ISDIR(row.mode):
+        if stat.S_ISDIR(row.mode) and directory.number == self.root:
+            self._state.building[self.root] += 1  # an orphan has no links
+        elif stat.S_ISDIR(row.mode):
             above.nlink += 1
         rows.changed(above)
 
@@ -149,7 +151,7 @@ class Graft:
         copy = Inode(
             number=state.rows.engine.take(Counter.INODE),
             mode=row.mode,
-            nlink=2 if is_directory else 1,
+            nlink=0 if is_root else 2 if is_directory else 1,
             uid=row.uid,
             gid=row.gid,
             rdev=row.rdev,
@@ -177,7 +179,7 @@ class Graft:
             self._copy_map(row, copy)
         if is_root:
             state.rows.add_orphan(copy.number)
-            state.building.add(copy.number)
+            state.building[copy.number] = 2 if is_directory else 1
         return copy.number
 
     def _copy_map(self, row: Inode, copy: Inode) -> None:
@@ -251,8 +253,7 @@ def touch_attach(state: State, request: Attach) -> list[Touch]:
 def attach(state: State, request: Attach) -> Answer:
     """Apply Attach."""
     row, directory = _attachable(state, request)
-    state.building.discard(row.number)
-    state.attached.add(row.number)
+    row.nlink = state.attached[row.number] = state.building.pop(row.number, 0) or state.attached[row.number]
     is_directory = stat.S_ISDIR(row.mode)
     row.flags &= ~ORPHAN
     row.parent = directory.number if is_directory else 0

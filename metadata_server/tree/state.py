@@ -49,9 +49,9 @@ class State:
     def __init__(self, rows: WorkingSet, now_ns: Callable[[], int]) -> None:
         self.rows = rows
         self.now_ns = now_ns
-        self.building: set[int] = set()
-        """Inodes without a name that a graft builds, or that wait for their name (tree.grafts)."""
-        self.attached: set[int] = set()
+        self.building: dict[int, int] = {}
+        """Inodes without a name that a graft builds, or that wait for their name, with the links they are to have then (tree.grafts)."""
+        self.attached: dict[int, int] = {}
         """Those that were given one lately: should its transaction fail, they are given it again."""
         self.abandoned: set[int] = set()
         """Directories without a name that have something in them: they are taken apart little by little."""

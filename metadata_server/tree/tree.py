@@ -199,9 +199,8 @@ class Tree:
 
     def abandon(self, inode: int) -> None:
         """Let go of what a graft built, if it got no name: it goes for good, little by little."""
-        self._state.building.discard(inode)
-        if inode in self._state.attached:
-            self._state.attached.discard(inode)
+        self._state.building.pop(inode, None)
+        if self._state.attached.pop(inode, None) is not None:
             return
         self.drop_orphan(inode)
 
