@@ -15,7 +15,7 @@ pytestmark = pytest.mark.system
 
 ROOT = PLUGIN.parents[1]
 BLOCKYARD = Path(sys.executable).with_name("blockyard")
-EXAMPLES = [ROOT / "examples" / name for name in ("tour.sh", "shared.sh")]
+EXAMPLES = [ROOT / "examples" / name for name in ("tour.sh", "shared.sh", "generations.sh")]
 
 
 def test_print_shows_the_command_and_does_nothing(directory_pool, tmp_path):
