@@ -267,6 +267,16 @@ def _pinned_beside(
         records.remove(mine.name)
 
 
+def _refuse_if_written(pool: Pool, image: str, name: str) -> None:
+    info, keys = image_keys(pool, image)
+    owner = living_owner(OwnerLock(pool.store, VolumeNames(info.prefix), keys, image, pool.world), pool.world)
+    if owner is not None:
+        raise LockedError(
+            f"image {image} is open for writing by {owner.describe()}, which would go on as if nothing had happened. Unmount "
+            f"and stop it, then go back to {name}; --force cuts it off instead"
+        )
+
+
 def _records(pool: Pool, image: str) -> SnapshotRecords:
     info, keys = image_keys(pool, image)
     return SnapshotRecords(pool.store, info, keys, pool.world)
