@@ -18,6 +18,7 @@ from metadata_server.maintenance.pool_check import (
 )
 from metadata_server.maintenance.quota_check import check_quotas
 from metadata_server.maintenance.session_check import check_counters, check_sessions
+from metadata_server.maintenance.share_check import check_shares
 from metadata_server.maintenance.tree_check import check_links, check_names, check_xattrs
 
 
@@ -41,6 +42,7 @@ def check_filesystem(filesystem: Filesystem, directory: Path, options: CheckOpti
         report.extend(check_links(snapshot, inventory, progress))
         report.extend(check_xattrs(snapshot, inventory))
         report.extend(check_maps(snapshot, inventory, use, progress))
+        report.extend(check_shares(snapshot, inventory))
         report.extend(check_quotas(snapshot, inventory))
         report.extend(check_segments(snapshot, use))
         report.extend(check_sessions(snapshot))

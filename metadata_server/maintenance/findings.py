@@ -116,6 +116,28 @@ class DropXattrs:
 
 
 @dataclass(frozen=True, slots=True)
+class PutShare:
+    """Note that an inode is of a family of files that share blocks."""
+
+    inode: int
+    family: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropShare:
+    """Take an inode out of its family."""
+
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropFamily:
+    """Forget a family."""
+
+    family: int
+
+
+@dataclass(frozen=True, slots=True)
 class DropRanges:
     """Take segment numbers back from a session that does not exist."""
 
@@ -143,6 +165,9 @@ Mend = (
     | PutDomain
     | DropDomain
     | DropXattrs
+    | PutShare
+    | DropShare
+    | DropFamily
     | DropRanges
     | Advance
 )

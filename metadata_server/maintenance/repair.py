@@ -91,6 +91,12 @@ class Mender:
                 engine.delete_domain(directory)
             case mends.DropXattrs(inode):
                 engine.delete_xattrs(inode)
+            case mends.PutShare(inode, family):
+                engine.put_shares([(inode, family)])
+            case mends.DropShare(inode):
+                engine.delete_share(inode)
+            case mends.DropFamily(family):
+                engine.delete_family(family)
             case mends.DropRanges(session):
                 engine.delete_ranges(session)
             case mends.Advance(counter, beyond):

@@ -266,6 +266,24 @@ def test_a_database_of_version_1_becomes_one_of_version_2_and_is_read_before(wor
     assert len(family_rows(world)) == 2 and findings(world) == []
 
 
+def test_what_is_wrong_with_families_is_found_and_mended(world: CheckWorld) -> None:
+    with world.tree() as tree:
+        copy = clone(world, tree, "/other", "/copy")
+        clone(world, tree, "/small", "/second")
+    other, small = world.inodes["/other"], world.inodes["/small"]
+    with world.rows() as engine:
+        engine.delete_share(copy)
+        engine.put_shares([(9000, 9000), (world.inodes["/a"], 9001)])
+        row = engine.inode(small)
+        assert row is not None
+        row.flags &= ~SHARED
+        engine.put_inodes([row])
+    assert len(findings(world)) == 5, findings(world)
+    first, last = world.repair()
+    assert not first.is_clean and last.is_clean, [each.text for each in last.findings]
+    assert dict(family_rows(world)).keys() == {other, copy, small, world.inodes["/second"]}
+
+
 # Moving what is shared.
 
 
