@@ -258,6 +258,7 @@ class Scheduler:
             if not ends:
                 raise DeadlockError("nobody can go on: " + ", ".join(t.name for t in self._tasks if not t.ended))
             self.now = min(ends)
+            self.calls.append(Call("nobody", "time", f"{self.now - START_S:.3f}s"))
 
     def _decide(self, pending: Call | None, enabled: tuple[str, ...] | None = None, running: str = "") -> str:
         running = running or self.me.actor
