@@ -56,10 +56,15 @@ class ImageWalk:
         apart = (names.log, names.checkpoints, f"{names.prefix}/image")
         self.run.look_at_all(names.prefix + "/", self.keys, lambda key: key.startswith(apart))
 
-    def facts_of(self, sequence: int) -> LogFacts | None:
-        """Give what is known of a segment that a map points into; one that was not met yet is looked for now, and mended if it can be."""
+    def facts_of(self, sequence: int, is_needed: Callable[[], bool]) -> LogFacts | None:
+        """Give what is known of a segment that a map points into; one that was not met yet is looked for now, and mended if it can be.
+
+        One that is not there is called missing only if it `is_needed` still.
+        """
         found = self._facts.get(sequence)
         if found is None and sequence not in self._unreadable and sequence not in self._gone:
+            if self.run.pool.store.head(self.names.segment(sequence)) is None and not is_needed():
+                return None
             found = self._look_again(sequence, "and blocks are in it")
         return found
 
@@ -72,6 +77,9 @@ class ImageWalk:
             self._look_at_root(sequence)
         for sequence in self._lost_roots(listed):
             key = self.names.root(sequence)
+            if not self.run.mender.stands_in_mirror_alone(key):
+                self._look_at_root(sequence)  # it came meanwhile, or went
+                continue
             found = self._missing(key, _CHECKPOINT, f"{key} is missing, and the mirror has it", self._root_parser(key))
             if found is not None:
                 self.roots[sequence] = found
@@ -251,7 +259,7 @@ class ImageWalk:
                 self._find_barrier(epoch)
 
     def follow(self, pin: Pin) -> None:
-        """See to it that the log stands which a pin needs."""
+        """See to it that the log stands which a pin needs, which stands itself."""
         if pin.checkpoint in self.roots or not pin.checkpoint:
             self._follow_from(pin, to_the_end=False)
 
@@ -286,7 +294,10 @@ class ImageWalk:
             return self._look_again(place, "") is not None
         before = [each for each in self._order if each < place]
         epoch = self._facts[before[-1]].epoch if before else 0
-        if needed_upto is not None:
+        if needed_upto is None:
+            if any(root.live.get(place) for root in self.roots.values()):
+                return self._look_again(place, "and blocks are in it") is not None
+        else:
             goes_on = behind is not None and self._facts[behind].epoch > epoch
             if place <= needed_upto or goes_on:
                 return self._look_again(place, "and the log goes on behind it") is not None

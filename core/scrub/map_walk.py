@@ -5,7 +5,7 @@ Stateless but for one walk; one thread. The image is leased while its maps are w
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,6 +38,20 @@ WalkOf = Callable[[bytes], ImageWalk]
 """Gives the walk of an image by its volume id."""
 
 
+@dataclass(frozen=True)
+class _State:
+    """One state of the image: how it is called behind the image's name, the pin (None: the head), and whether what pins it stands."""
+
+    where: str
+    size_bytes: int
+    pin: Pin | None
+    stands: Callable[[], bool]
+
+
+def _always() -> bool:
+    return True
+
+
 class MapWalk:
     """The maps of one image whose objects were looked at."""
 
@@ -50,34 +64,41 @@ class MapWalk:
 
     def references(self) -> None:
         """Walk the maps of every pinned state, and report what cannot be read."""
-        image, pool = self._image, self._run.pool
+        image = self._image
         with self._leased() as lease:
             try:
-                log = image_log(pool, image.info)
+                log = image_log(self._run.pool, image.info)
             except IntegrityError as error:
-                self._lose_all(image.info.name, image.info.size_bytes, error)
+                self._lose_all(_State("", image.info.size_bytes, None, _always), error)
                 return
-            self._walk("", image.info.size_bytes, log, _head, lease)
-            for where, size_bytes, pin in self._pinned():
-                image.follow(pin)
-                self._walk(where, size_bytes, log, partial(load_pinned, pin=pin), lease)
+            for state in [_State("", image.info.size_bytes, None, _always), *self._pinned()]:
+                if state.pin is not None and state.stands():
+                    image.follow(state.pin)
+                self._walk(state, log, lease)
             self._check_children()
 
-    def _pinned(self) -> Iterator[tuple[str, int, Pin]]:
-        """Give what pins states of the image: name, size, pin. A record that is bad was reported already."""
+    def _pinned(self) -> Iterator[_State]:
+        """Give what pins states of the image. A record that is bad was reported already."""
         image, pool = self._image, self._run.pool
+        size_bytes = image.info.size_bytes
         with suppress(IntegrityError):
             records = SnapshotRecords(pool.store, image.info, image.keys, pool.world)
             for each in records.everything():
-                yield f"@{each.name}", each.size_bytes, each.pin
+                yield _State(f"@{each.name}", each.size_bytes, each.pin, self._standing(records.key(each.name)))
         record_keys = volume_record_keys(image.keys)
         for key in [info.key for info in pool.store.list(image.names.children)]:
             with suppress(IntegrityError, ObjectMissingError):
                 pin = pin_of(open_record(record_keys, RecordKind.CHILD, key, pool.store.get(key)))
-                yield f" as clone {key.rpartition('/')[2]} began", image.info.size_bytes, pin
+                yield _State(f" as clone {key.rpartition('/')[2]} began", size_bytes, pin, self._standing(key))
         roots = sorted(image.roots)
         if len(roots) > 1:
-            yield f" at its last checkpoint but one ({roots[-2]})", image.info.size_bytes, Pin(roots[-2], roots[-2])
+            # Should the newest checkpoint be lost, the one before it and the log behind that give the same.
+            where = f" by its last checkpoint but one ({roots[-2]})"
+            yield _State(where, size_bytes, Pin(roots[-2], roots[-1]), self._standing(image.names.root(roots[-2])))
+
+    def _standing(self, key: str) -> Callable[[], bool]:
+        """Give the question whether what pins a state stands still: who removes it lets the collector have the rest."""
+        return lambda: self._run.pool.store.head(key) is not None
 
     @contextmanager
     def _leased(self) -> Iterator[ReaderLease]:
@@ -96,73 +117,80 @@ class MapWalk:
             lease.beat(EVERYTHING)
             self._beaten_s = now_s
 
-    def _walk(
-        self, where: str, size_bytes: int, log: Log, load: Callable[[Log], VolumeState], lease: ReaderLease
-    ) -> None:
-        name = self._image.info.name + where
+    def _walk(self, state: _State, log: Log, lease: ReaderLease) -> None:
         try:
-            state = load(log)
+            loaded = _head(log) if state.pin is None else load_pinned(log, state.pin)
         except IntegrityError as error:
-            self._lose_all(name, size_bytes, error)
+            if state.stands():
+                self._lose_all(state, error)
             return
-        for page, entries in self._pages(state, log, name):
+        for page, entries in self._pages(state, loaded, log):
             self._beat(lease)
             self._note_ancestors(entries)
-            for run in bad_runs(page, entries, self._facts_of):
+            runs = list(bad_runs(page, entries, lambda sequence: self._facts_of(sequence, state.stands)))
+            if runs and not state.stands():
+                return
+            for run in runs:
                 offset = run.block * BLOCK_BYTES
-                length = min(run.blocks * BLOCK_BYTES, state.size_bytes - offset)
+                length = min(run.blocks * BLOCK_BYTES, loaded.size_bytes - offset)
                 if length > 0:
-                    self._lose_run(name, offset, length, run.sequence)
+                    self._lose_run(state, offset, length, run.sequence)
 
-    def _lose_run(self, name: str, offset: int, length: int, sequence: int) -> None:
-        key = self._names_of(sequence).segment(sequence)
+    def _lose_run(self, state: _State, offset: int, length: int, sequence: int) -> None:
+        name, key = self._name_of(state), self._names_of(sequence).segment(sequence)
         self._run.report.lose(DamagedRange(name, offset, length, key))
         if not self._run.report.is_found(key):
             problem = f"the map of {name} points at blocks that {key} does not have"
-            self._run.report.find(
-                Finding(key, "segment", Trouble.DAMAGED, problem, remedy="the map or the segment is not its own")
-            )
+            remedy = "the map or the segment is not its own"
+            self._run.report.find(Finding(key, "segment", Trouble.DAMAGED, problem, remedy=remedy))
 
-    def _lose_all(self, name: str, size_bytes: int, error: IntegrityError) -> None:
+    def _lose_all(self, state: _State, error: IntegrityError) -> None:
         """Report a state that cannot even be begun with."""
+        name = self._name_of(state)
         report, prefix = self._run.report, self._image.names.prefix
-        report.lose(DamagedRange(name, 0, size_bytes, prefix))
+        report.lose(DamagedRange(name, 0, state.size_bytes, prefix))
         if report.clean:  # nothing else tells of it
             report.find(Finding(prefix, "image", Trouble.DAMAGED, f"{name} cannot be read: {error}", remedy=str(error)))
 
-    def _pages(self, state: VolumeState, log: Log, name: str) -> Iterator[tuple[int, Entries]]:
+    def _name_of(self, state: _State) -> str:
+        return self._image.info.name + state.where
+
+    def _pages(self, state: _State, loaded: VolumeState, log: Log) -> Iterator[tuple[int, Entries]]:
         """Give the pages of a state's map, those in memory and those in packs; what cannot be loaded is reported."""
-        end = -(-state.size_bytes // _PAGE_BYTES)
+        end = -(-loaded.size_bytes // _PAGE_BYTES)
         for first in range(0, end, _STRETCH):
             blocks = min(_STRETCH, end - first) * limits.PAGE_ENTRIES
-            numbers = state.map.pages_of(first * limits.PAGE_ENTRIES, blocks)
+            numbers = loaded.map.pages_of(first * limits.PAGE_ENTRIES, blocks)
             for at in range(0, len(numbers), _AT_ONCE):
-                yield from self._some_pages(state, log, name, numbers[at : at + _AT_ONCE])
+                yield from self._some_pages(state, loaded, log, numbers[at : at + _AT_ONCE])
 
-    def _some_pages(self, state: VolumeState, log: Log, name: str, numbers: list[int]) -> Iterator[tuple[int, Entries]]:
-        in_memory = state.map.page_entries
+    def _some_pages(
+        self, state: _State, loaded: VolumeState, log: Log, numbers: list[int]
+    ) -> Iterator[tuple[int, Entries]]:
+        in_memory = loaded.map.page_entries
         wanted = [page for page in numbers if page not in in_memory]
-        self._used |= self._ancestors({state.pages.place(page).pack for page in wanted})
-        loaded: dict[int, bytes] = {}
+        self._used |= self._ancestors({loaded.pages.place(page).pack for page in wanted})
+        read: dict[int, bytes] = {}
         try:
-            loaded = log.pages.load(state.pages, wanted, _ANY_SIZE)
+            read = log.pages.load(loaded.pages, wanted, _ANY_SIZE)
         except IntegrityError:
             for page in wanted:
                 try:
-                    loaded.update(log.pages.load(state.pages, [page], _ANY_SIZE))
+                    read.update(log.pages.load(loaded.pages, [page], _ANY_SIZE))
                 except IntegrityError as error:
-                    self._lose_page(state, name, page, error)
+                    if state.stands():
+                        self._lose_page(state, loaded, page, error)
         for page in numbers:
             if page in in_memory:
                 yield page, np.frombuffer(in_memory[page], np.uint64)
-            elif page in loaded:
-                yield page, np.frombuffer(loaded[page], np.uint64)
+            elif page in read:
+                yield page, np.frombuffer(read[page], np.uint64)
 
-    def _lose_page(self, state: VolumeState, name: str, page: int, error: IntegrityError) -> None:
+    def _lose_page(self, state: _State, loaded: VolumeState, page: int, error: IntegrityError) -> None:
         offset = page * _PAGE_BYTES
-        pack = state.pages.place(page).pack
-        key = self._names_of(pack).pages(pack)
-        self._run.report.lose(DamagedRange(name, offset, min(_PAGE_BYTES, state.size_bytes - offset), key))
+        key = self._names_of(loaded.pages.place(page).pack).pages(loaded.pages.place(page).pack)
+        length = min(_PAGE_BYTES, loaded.size_bytes - offset)
+        self._run.report.lose(DamagedRange(self._name_of(state), offset, length, key))
         if not self._run.report.is_found(key):
             self._run.report.find(Finding(key, "map pages", Trouble.DAMAGED, str(error), remedy="look at it again"))
 
@@ -178,10 +206,10 @@ class MapWalk:
         ancestor = self._ancestor_of(sequence)
         return self._image.names if ancestor is None else VolumeNames(image_prefix(ancestor))
 
-    def _facts_of(self, sequence: int) -> LogFacts | None:
+    def _facts_of(self, sequence: int, is_needed: Callable[[], bool]) -> LogFacts | None:
         ancestor = self._ancestor_of(sequence)
         try:
-            return (self._image if ancestor is None else self._walk_of(ancestor)).facts_of(sequence)
+            return (self._image if ancestor is None else self._walk_of(ancestor)).facts_of(sequence, is_needed)
         except IntegrityError:  # the ancestor's description is bad, which was reported
             return None
 

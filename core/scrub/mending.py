@@ -70,6 +70,12 @@ class Mender:
         """Name what was deleted by this machine while the mirror was away."""
         return self._mirror.backlog.missed().deleted if self._mirror is not None else frozenset()
 
+    def stands_in_mirror_alone(self, key: str) -> bool:
+        """Say whether a mirror has an object that the store lost. A delete goes to the mirror first, so the store is asked first."""
+        if self._store.head(key) is not None or key in self.deleted_here():
+            return False
+        return any(source.mirror and source.store.head(key) is not None for source in self.sources)
+
     def copies(self, key: str, prove: Prove, *, mirrors: bool = False) -> Iterator[bytes]:
         """Give the proved copies that sources have of an object; of `mirrors` alone if that is asked for."""
         for source in self.sources:

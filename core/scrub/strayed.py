@@ -39,11 +39,10 @@ def tell_of_slots(run: Run) -> None:
 
 
 def _lost(run: Run, prefix: str) -> list[str]:
-    noted = run.mender.deleted_here()
     return [
         info.key
         for source in run.mender.sources
         if source.mirror
         for info in source.store.list(prefix)
-        if info.key not in noted and run.pool.store.head(info.key) is None
+        if run.pool.store.head(info.key) is None and run.mender.stands_in_mirror_alone(info.key)
     ]
