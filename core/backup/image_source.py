@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from core.backup import limits
 from core.backup.leases import leases
 from core.backup.manifest import Manifest, SourceIdentity, SourceKind
 from core.backup.run import Opener
@@ -17,6 +18,7 @@ from core.backup.vault import Vault
 from core.backup.visit import Visit
 from core.errors import BlockyardError
 from core.pool.pool import Pool
+from core.store.contract import Appendable
 from core.volume.diff import changed_ranges
 from core.volume.image import Image
 from core.volume.images import image_info, open_image
@@ -64,7 +66,9 @@ class ImageSource:
 @contextmanager
 def opened_snapshot(pool: Pool, image: str, name: str) -> Iterator[Image]:
     """Open a snapshot of an image for the block."""
-    opened = open_image(pool, f"{image}@{name}", writable=False, options=ImageOptions())
+    # A snapshot is read once, front to back: what is kept of it pays only where reading runs ahead of a network (bench backup).
+    cache_bytes = 0 if isinstance(pool.store, Appendable) else limits.READ_AHEAD_BYTES
+    opened = open_image(pool, f"{image}@{name}", writable=False, options=ImageOptions(ram_cache_bytes=cache_bytes))
     try:
         yield opened
     finally:

@@ -31,6 +31,8 @@ GROUPS_AHEAD: Final = 6
 """Groups of one pack that are being compressed and sealed."""
 PACKS_AHEAD: Final = 2
 """Packs that are being put; with what is read and sealed ahead they bound the memory of a run."""
+READ_AHEAD_BYTES: Final = 48 * MIB
+"""Of a source image behind a network, kept while it is read."""
 WORK_THREADS: Final = 2
 STORE_THREADS: Final = 8
 GROUP_CACHE_BYTES: Final = 64 * MIB

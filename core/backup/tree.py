@@ -105,21 +105,24 @@ def pieces(entries: Iterable[Entry]) -> Iterator[bytes]:
             or len(parts) >= limits.TREE_ENTRIES
             or blake3(entry.name).digest(length=1)[0] < 256 // _CUT
         ):
-            yield b"".join(parts)
+            yield _piece(parts)
             parts, size = [], 0
     if parts:
-        yield b"".join(parts)
+        yield _piece(parts)
+
+
+def _piece(parts: list[bytes]) -> bytes:
+    header: bytes = msgpack.Packer().pack_array_header(len(parts))
+    return header + b"".join(parts)
 
 
 def entries_of(piece: bytes, what: str) -> Iterator[Entry]:
     """Read a piece; anything but entries is an IntegrityError naming `what`."""
-    unpacker = msgpack.Unpacker(max_buffer_size=limits.PACK_BYTES, raw=False, strict_map_key=False)
-    unpacker.feed(piece)
     try:
-        for fields in unpacker:
-            yield _entry(fields)
-        if unpacker.tell() != len(piece):
-            raise ValueError("cut short")
+        listed = msgpack.unpackb(piece, strict_map_key=False)
+        if not isinstance(listed, list):
+            raise TypeError("no list")
+        yield from [_entry(fields) for fields in listed]
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise IntegrityError(f"{what} holds something else than entries: {error}") from error
 
