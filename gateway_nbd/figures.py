@@ -31,6 +31,14 @@ def image_figures(image: Image) -> Mapping[str, float]:
             "log_flushes_total": counters.flushes,
             "segments_waiting": writer.backlog,
         }
+    if image.repacker is not None and image.checkpointer is not None:
+        figures |= {
+            "repacked_bytes_total": image.repacker.counters.moved_bytes,
+            "repacked_segments_total": image.repacker.counters.segments_emptied,
+            "repack_bad_segments": len(image.repacker.bad),
+            "segments_deleted_total": image.checkpointer.segments_deleted,
+            "checkpoints_written_total": image.checkpointer.checkpoints_written,
+        }
     return figures
 
 
