@@ -26,6 +26,7 @@ from core.errors import BlockyardError, UsageError, WorldError
 from core.filesystem.file_log import FileLog, FileReader
 from core.filesystem.filesystems import Filesystem, open_filesystem
 from core.filesystem.snapshots import FilesystemSnapshots
+from core.limits import KEY_REFRESH_S
 from core.pool.connect import find_opener
 from core.pool.pool import Pool, open_pool
 from core.pool.slots import Passphrase
@@ -213,6 +214,9 @@ class MountProgram:
         async with trio.open_nursery() as background:
             state, meter, trace = self._build(client, background)
             if not state.readonly:
+                await trio.to_thread.run_sync(
+                    self._filesystem.keys.newest
+                )  # asks the store once; from now on it is in memory
                 await state.files.begin_session()
             await state.leases.fetch(state.nodes.known(ROOT))
             self._mount(Operations(state, meter, trace))
@@ -222,6 +226,7 @@ class MountProgram:
                 background.start_soon(self._keep_room, state)
                 assert self._observer.watch is not None, "it was built"
                 background.start_soon(self._observer.watch.run, client.lease_s / 64)
+                background.start_soon(self._learn_keys)
                 if not state.readonly:
                     background.start_soon(state.files.run)
                 await self._answer_kernel(state)
@@ -229,6 +234,14 @@ class MountProgram:
                 with trio.CancelScope(shield=True):
                     await self._finish(state, meter)
             background.cancel_scope.cancel()
+
+    async def _learn_keys(self) -> None:
+        """Follow rotations of the filesystem's key. One whose writer was retired writes no more: each new segment asks for that."""
+        keys = self._filesystem.keys
+        while True:
+            with suppress(BlockyardError):
+                await trio.to_thread.run_sync(keys.refresh, abandon_on_cancel=True)
+            await trio.sleep(KEY_REFRESH_S)
 
     def _build(self, client: Client, background: trio.Nursery) -> tuple[MountState, Meter, Trace]:
         filesystem, world = self._filesystem, self._world
