@@ -15,7 +15,6 @@ and publishes. `lock` is LogWriter's: it is held for copying, never across I/O.
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +77,9 @@ class FileReader:
             directory = options.cache_dir / keys.pool_id.hex() / keys.volume_id.hex()
             near = DiskCache(store, directory, options.cache_bytes, world.random_bytes)
         self.cache = FrameCache(options.ram_cache_bytes)
-        self.frames = FrameReader(near, names, keys, self.live, self.cache, partial(forget_in, near), self._find_growing)
+        self.frames = FrameReader(
+            near, names, keys, self.live, self.cache, partial(forget_in, near), self._find_growing
+        )
         self.is_near = isinstance(store, Appendable)
         """A frame is a pread away, and no network."""
 

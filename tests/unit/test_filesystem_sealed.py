@@ -5,17 +5,30 @@ import io
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from pool_world import Made, make_pool
 
 from core.errors import AlreadyExistsError, IntegrityError, LockedError, NotFoundError, ReadOnlyError, UsageError
 from core.filesystem import sealed, snapshots
 from core.filesystem.filesystems import Filesystem, create_filesystem, open_filesystem
-from core.filesystem.sealed import Part, Sealed, delete_stream, open_stream, piece_key, seal_stream
+from core.filesystem.removal import remove_filesystem
+from core.filesystem.sealed import (
+    Part,
+    Sealed,
+    delete_stream,
+    open_piece,
+    open_stream,
+    piece_key,
+    seal_piece,
+    seal_stream,
+)
 from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots, SnapshotLease
 from core.limits import LOCK_LEASE_S
 from core.pool.keys import Role
+from tests.helpers import volume_keys
 
 ID, OTHER = b"i" * 16, b"o" * 16
+GOLDEN_PIECE = "63940918447aff045c48e38a675bf107"
 CHUNKS = [b"first" * 1000, b"", b"last"]
 
 
@@ -214,3 +227,27 @@ def test_who_reads_a_snapshot_keeps_it_from_being_removed_until_the_lease_runs_o
     assert every.is_read(one.id)
     lease.release()
     every.remove("one")
+
+
+def test_a_filesystem_whose_snapshot_is_protected_or_read_is_not_removed(made: Made, home: Filesystem) -> None:
+    every, one = FilesystemSnapshots(home), take(home)
+    every.protect("one", on=True)
+    with pytest.raises(UsageError, match="protected"):
+        remove_filesystem(made.pool, "home")
+    every.protect("one", on=False)
+    lease = SnapshotLease(home, one.id)
+    lease.beat()
+    with pytest.raises(LockedError, match="mounted"):
+        remove_filesystem(made.pool, "home")
+    assert every.get("one") == one
+    remove_filesystem(made.pool, "home", force=True)
+    assert [each.key for each in made.store.list("fs/")] == []
+
+
+def test_a_piece_has_the_bytes_of_the_table() -> None:
+    """Made once, with fixed keys and salt."""
+    piece, digest = seal_piece(volume_keys(), Part.PINS, b"s" * 16, 5, b"payload" * 9, lambda length: b"\xa5" * length)
+    assert piece[:8] == b"BLKYARD1" and piece[10] == 16 and piece[-8:] == b"BLKYEND1"
+    assert piece[48:64] == (1).to_bytes(8, "little") + (5).to_bytes(8, "little") and piece[64:80] == b"s" * 16
+    assert blake3(piece).hexdigest()[:32] == GOLDEN_PIECE
+    assert open_piece(volume_keys(), Part.PINS, b"s" * 16, 5, piece, "it") == (b"payload" * 9, digest)
