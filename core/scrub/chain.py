@@ -55,7 +55,7 @@ def lost_barriers(facts: Mapping[int, LogFacts], newest_epoch: int) -> list[int]
     return [epoch for epoch in range(1, newest + 1) if epoch not in begun]
 
 
-def reaches_back(order: Sequence[int], facts: Mapping[int, LogFacts], first: int, upto: int) -> bool:
+def reaches_back(facts: Mapping[int, LogFacts], first: int, upto: int) -> bool:
     """Say whether the log is whole from `first` on, up to and including `upto`."""
     place = first
     while place <= upto:
@@ -63,4 +63,4 @@ def reaches_back(order: Sequence[int], facts: Mapping[int, LogFacts], first: int
         if here is None:
             return False
         place = here.next
-    return bool(order) or upto < first
+    return True

@@ -73,7 +73,7 @@ class MapWalk:
                 return
             for state in [_State("", image.info.size_bytes, None, _always), *self._pinned()]:
                 if state.pin is not None and state.stands():
-                    image.follow(state.pin)
+                    image.log.follow(state.pin, state.stands)
                 self._walk(state, log, lease)
             self._check_children()
 
@@ -209,7 +209,7 @@ class MapWalk:
     def _facts_of(self, sequence: int, is_needed: Callable[[], bool]) -> LogFacts | None:
         ancestor = self._ancestor_of(sequence)
         try:
-            return (self._image if ancestor is None else self._walk_of(ancestor)).facts_of(sequence, is_needed)
+            return (self._image if ancestor is None else self._walk_of(ancestor)).log.facts_of(sequence, is_needed)
         except IntegrityError:  # the ancestor's description is bad, which was reported
             return None
 

@@ -1,7 +1,7 @@
 """What proves one object of a volume: every byte of a log object, a checkpoint's root, a pack of map pages. Pure functions on bytes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from core.crypto.aead import Aead
@@ -37,6 +37,10 @@ class LogFacts:
     """Blocks of each frame."""
     bad: frozenset[int] = frozenset()
     problem: str = ""
+
+    def sharing(self, shapes: dict[bytes, bytes]) -> "LogFacts":
+        """Give the same facts with a table of frames that others share."""
+        return replace(self, blocks=shapes.setdefault(self.blocks, self.blocks))
 
 
 class FileBlocks(NamedTuple):
