@@ -5,10 +5,12 @@ PYTHON := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 STORES ?= file,rados,s3
 FS_STORES ?= file,rados
+BACKUP_STORES ?= rados,file
+BACKUP_SIZE ?= 10G
 PYTEST_OPTIONS ?=
 WORKERS ?= 2
 
-.PHONY: demo test check format bench-nbd bench-fs bench clean
+.PHONY: demo test check format bench-nbd bench-fs bench-backup bench clean
 
 demo: .make/demo-packages .make/blockyard
 	examples/tour.sh
@@ -26,7 +28,7 @@ format: .make/dev
 	ruff format .
 	ruff check --fix .
 
-bench: bench-nbd bench-fs
+bench: bench-nbd bench-fs bench-backup
 
 bench-nbd: .make/demo-packages .make/test-packages .make/dev
 	$(PYTHON) -m bench nbd --store $(STORES) --json bench/results/nbd.json
@@ -34,6 +36,9 @@ bench-nbd: .make/demo-packages .make/test-packages .make/dev
 bench-fs: .make/demo-packages .make/test-packages .make/dev
 	$(PYTHON) -m bench fs --store $(FS_STORES) --json bench/results/fs.json
 	$(PYTHON) -m bench fs-scale --json bench/results/fs-scale.json
+
+bench-backup: .make/demo-packages .make/test-packages .make/bench-packages .make/dev
+	$(PYTHON) -m bench backup --store $(BACKUP_STORES) --size $(BACKUP_SIZE) --json bench/results/backup.json
 
 clean:
 	rm -rf .make $(VENV) build *.egg-info

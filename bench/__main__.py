@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bench import fs11, fs_cases, fs_scale, nbd8, opening, rows
+from bench import backup9, backup_cases, fs11, fs_cases, fs_scale, nbd8, opening, rows
 from bench.cases import choose
 from bench.ceph import cluster
 from bench.gateway import PROJECT
@@ -111,6 +111,43 @@ def fs_scale_command(json_path: Path | None, entries: str, directory: Path | Non
         rows.save(found, json_path)
 
 
+@bench.command()
+@click.option(
+    "--store", default="rados,file", help="Stores, separated by commas. Streams have a peer on rados, backups on file."
+)
+@click.option("--json", "json_path", type=_PATH, help="Write the rows there.")
+@click.option("--cases", help="Only these cases, separated by commas.")
+@click.option("--size", default="1G", help="Size of the image; 10G is what the goals are about.")
+@click.option("--rounds", default=1, type=click.IntRange(1, 99), help="Rounds of all cases; medians count.")
+@click.option("--no-peer", is_flag=True, help="Ours alone.")
+@click.option("--ceph-conf", type=_PATH, envvar="CEPH_CONF", help="Use this cluster of tests/servers/ceph-up.sh.")
+@click.option("--directory", type=_PATH, help="Make the temporary directory there; it takes some five times the size.")
+def backup(
+    store: str,
+    json_path: Path | None,
+    cases: str | None,
+    size: str,
+    rounds: int,
+    no_peer: bool,
+    ceph_conf: Path | None,
+    directory: Path | None,
+) -> None:
+    """Run backup-9: snapshots and streams beside rbd, backups beside restic."""
+    plan = backup9.Plan(
+        stores=parse_stores(store),
+        cases=backup_cases.choose(cases),
+        size_bytes=parse_size(size),
+        rounds=rounds,
+        with_peer=not no_peer,
+        ceph_conf=ceph_conf,
+        directory=directory,
+    )
+    found = backup9.run(plan, _tell_backup)
+    click.echo("\n" + rows.with_conditions(found))
+    if json_path is not None:
+        rows.save(found, json_path)
+
+
 @bench.command("open")
 @click.option("--store", default="file", help="Stores, separated by commas.")
 @click.option("--json", "json_path", type=_PATH, help="Write the rows there.")
@@ -159,6 +196,11 @@ def show(results: tuple[Path, ...], svg: Path | None, into: Path | None) -> None
 
 def _tell_fs(store: str, case: str, side: str, seen: rows.Observation) -> None:
     click.echo(f"{store} {case}: {side} {seen.measurement.value:,.0f}, settled in {seen.settle_s:.2f} s", err=True)
+
+
+def _tell_backup(store: str, case: str, side: str, seen: rows.Observation) -> None:
+    stored = "" if seen.stored_bytes is None else f", {seen.stored_bytes / 1e6:,.1f} MB stored"
+    click.echo(f"{store} {case}: {side} {seen.seconds:,.2f} s{stored}", err=True)
 
 
 def _tell_open(row: opening.OpenRow) -> None:
