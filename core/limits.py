@@ -84,6 +84,8 @@ REPACK_STEP_BLOCKS: Final = 1024
 """Blocks copied in one step of the housekeeping thread, roughly."""
 REPACK_HOLD_BLOCKS: Final = 64
 """Blocks copied in one hold of the image's lock."""
+REPACK_PAUSE_S: Final = 0.0001
+"""Between two holds."""
 REPACK_BACKLOG: Final = 2
 """With more closed segments waiting for the store, repacking gives way."""
 REPACK_LOOK_S: Final = 2.0

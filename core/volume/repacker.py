@@ -14,7 +14,7 @@ write a bounded number of blocks.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Items
 from typing import Final, NamedTuple
 
@@ -43,7 +43,10 @@ _STEP_PAGES: Final = 256
 """Pages of the map that one step of flattening looks at, within a window of the image."""
 _FRUITLESS: Final = 3
 """Ends of the image at which flattening gives up when nothing was moved between them."""
-_READ_FRAMES: Final = 32
+_YIELD_RUNS: Final = 128
+_HOLD_RUNS: Final = 12
+"""Runs written in one hold of the lock: each costs some ten microseconds besides its bytes."""
+_READ_FRAMES: Final = 16
 """Frames read in one go: as many as one request of neighbouring frames gives."""
 
 
@@ -92,6 +95,7 @@ class Repacker:
         self._ended = ended
         self._world = world
         self._turn = threading.Lock()
+        self._patient = False
         self._victims: list[int] = []
         self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
         self._next_s = world.monotonic() + limits.REPACK_LOOK_S
@@ -225,7 +229,7 @@ class Repacker:
 
         Durable on return. Any thread but the housekeeping one, which waits for its turn meanwhile.
         """
-        with self._turn:
+        with self._turn, self._patiently():
             self._checkpointer.run()
             total, done = self._surplus_blocks() * BLOCK_BYTES, self.counters.moved_bytes
             most = self._segments().stored_bytes  # who writes at the same time must not keep us here for ever
@@ -234,12 +238,36 @@ class Repacker:
                     self._look(idle=True)
                     if not self._victims:
                         break
-                self._repack_some(patient=True)
+                self._repack_some()
                 moved = self.counters.moved_bytes - done
                 progress(moved, max(total, moved))
             self._settle()
             if not self._left and not self.foreign_blocks():
                 self._left = self._checkpointer.leave_ancestors()
+
+    def renew(
+        self, sequences: Collection[int], packs: Collection[int], progress: Progress = lambda _done, _total: None
+    ) -> None:
+        """Write anew what is live in these segments and page packs, however dense they are, so that they can go: their key is old.
+
+        What snapshots and clones pin stays where it is. Durable on return; any thread but the housekeeping one.
+        """
+        with self._turn:
+            self._checkpointer.run()
+            kept = self._checkpointer.look_at_pins()
+            if kept is None or not self._checkpointer.roots:
+                return
+            segments = movable(self._segments(), kept, self._checkpointer.roots[-1])
+            self._victims = [sequence for sequence in segments.sequences.tolist() if sequence in sequences]
+            live = self._state.map.live
+            total = sum(live.get(sequence, 0) for sequence in self._victims) * BLOCK_BYTES
+            done = self.counters.moved_bytes
+            while self._victims and not self._ended.is_set():
+                self._repack_some(patient=True)
+                moved = self.counters.moved_bytes - done
+                progress(moved, max(total, moved))
+            self._checkpointer.renew_packs(packs)
+            self._settle()
 
     def flatten(self, progress: Progress = lambda _done, _total: None) -> bool:
         """Copy everything that the image has in common with its ancestors, and let go of them; durable on return.
@@ -247,11 +275,11 @@ class Repacker:
         Say whether they are let go of: not while a snapshot of the image, a clone of one, or a reader of an older state needs them.
         IntegrityError if some of it cannot be read: the rest is copied.
         """
-        with self._turn:
+        with self._turn, self._patiently():
             self._fruitless = 0
             done, total = self.counters.moved_bytes, self.foreign_blocks() * BLOCK_BYTES
             while self.foreign_blocks() and self._fruitless < _FRUITLESS and not self._ended.is_set():
-                self._flatten_some(patient=True)
+                self._flatten_some()
                 moved = self.counters.moved_bytes - done
                 progress(moved, max(total, moved))
             self._settle()
@@ -262,6 +290,15 @@ class Repacker:
                 )
             self._left = self._checkpointer.leave_ancestors()
             return self._left
+
+    @contextlib.contextmanager
+    def _patiently(self) -> Iterator[None]:
+        """Wait for room instead of giving up, and take no pauses: somebody waits for us."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
 
     def _settle(self) -> None:
         """Write the checkpoints after which nothing that died before them is needed: both that are kept are newer then."""
@@ -282,7 +319,7 @@ class Repacker:
 
     # Moving.
 
-    def _repack_some(self, *, patient: bool = False) -> int:
+    def _repack_some(self) -> int:
         """Empty the next victims, about one step's blocks of them; give the bytes moved."""
         live = self._state.map.live
         chosen: list[int] = []
@@ -296,7 +333,7 @@ class Repacker:
                 self._note_bad([sequence])
         moved, done = 0, True
         try:
-            moved, done = self._move(runs, patient=patient)
+            moved, done = self._move(runs)
         except IntegrityError:
             self._note_bad([sequence for sequence in chosen if not self._is_whole(sequence)])
             done = False
@@ -327,8 +364,22 @@ class Repacker:
             return []
         found = load_log_object(log.store, log.names, log.keys, sequence)
         self._aside.add_published(sequence, found.frames, found.aead)
-        placed = placed_runs(found.frames, sequence, log.names.segment(sequence))
-        return [part for run in placed for part in unmoved(run, self._entries(run.block, run.length))]
+        runs: list[Run] = []
+        for number, run in enumerate(placed_runs(found.frames, sequence, log.names.segment(sequence)), 1):
+            if (
+                run.length == 1 and (entry := self._state.map.get(run.block)) is not None
+            ):  # most of what was written at random
+                if entry == run.entry:
+                    runs.append(run)
+            else:
+                runs += unmoved(run, self._entries(run.block, run.length))
+            if number % _YIELD_RUNS == 0:
+                self._give_way()
+        return runs
+
+    def _give_way(self) -> None:
+        """Let whoever waits for the lock or for the interpreter go first; without a real pause they would not wake up in time."""
+        time.sleep(0 if self._patient else limits.REPACK_PAUSE_S)
 
     @property
     def _aside(self) -> FrameReader:
@@ -337,12 +388,12 @@ class Repacker:
             self._reader = self._main_reader.aside(FrameCache(limits.REPACK_CACHE_BYTES))
         return self._reader
 
-    def _flatten_some(self, *, patient: bool = False) -> int:
+    def _flatten_some(self) -> int:
         """Copy the next blocks that stand in ancestors' segments, in the order of the image; give the bytes moved."""
         runs = self._next_foreign_runs()
         moved, done = 0, False
         try:
-            moved, done = self._move(runs, patient=patient)
+            moved, done = self._move(runs)
         except IntegrityError:
             self.bad.update({segment_of(run.entry) for run in runs if not self._is_readable(run)})
         if runs and not done:
@@ -380,13 +431,13 @@ class Repacker:
             return False
         return True
 
-    def _move(self, runs: list[Run], *, patient: bool) -> tuple[int, bool]:
+    def _move(self, runs: list[Run]) -> tuple[int, bool]:
         """Read runs and write them anew where the map still says so (1); give the bytes moved, and whether none was left out (2)."""
         pieces = sorted(self._read(sorted(runs, key=lambda run: run.entry)), key=lambda piece: piece.run.block)
         moved = at = 0
         width = limits.REPACK_HOLD_BLOCKS
         while at < len(pieces):
-            if patient:
+            if self._patient:
                 self._writer.wait_for_room()
             elif not self._may_write():
                 return moved, False
@@ -401,16 +452,20 @@ class Repacker:
                     moved += self._write(piece)
                     at += 1
             width = limits.REPACK_HOLD_BLOCKS if at > before else 1  # where few pages fit in memory, one at a time
-            time.sleep(0)  # whoever waits for the lock or for the interpreter goes first
+            self._give_way()
         return moved, True
 
     def _write(self, piece: _Read) -> int:
         """Write a run's parts that the map still has in their old place, under the image's lock; give the bytes."""
+        run, block_map = piece.run, self._state.map
+        if run.length == 1:
+            parts = [run] if block_map.get(run.block) == run.entry else []
+        else:
+            entries = block_map.entries(run.block, run.length)
+            assert entries is not None, "its pages are in memory"
+            parts = list(unmoved(run, entries))
         written = 0
-        run = piece.run
-        entries = self._state.map.entries(run.block, run.length)
-        assert entries is not None, "its pages are in memory"
-        for part in unmoved(run, entries):
+        for part in parts:
             at = 0
             while at < part.length:
                 segment = self._writer.open_segment()
@@ -418,7 +473,7 @@ class Repacker:
                 start = (part.block - run.block + at) * BLOCK_BYTES
                 data = piece.data[start : start + take * BLOCK_BYTES]
                 entry = segment.write(part.block + at, take, data, RecordKind.RELOCATE)
-                self._state.map.set_run(part.block + at, take, entry)
+                block_map.set_run(part.block + at, take, entry)
                 self._own_changes += 1
                 self._writer.changed(segment)
                 at += take
@@ -446,13 +501,14 @@ class Repacker:
                     part = Run(run.block + start, count, run.entry + start)
                     yield _Read(part, data[start * BLOCK_BYTES : (start + count) * BLOCK_BYTES])
             at = end
+            self._give_way()
 
 
 def _hold(pieces: list[_Read], at: int, blocks: int) -> list[_Read]:
-    """Give the pieces from `at` on that one hold of the lock writes: at least one."""
+    """Give the pieces from `at` on that one hold of the lock writes: at least one, and few."""
     end = at + 1
     blocks -= pieces[at].run.length
-    while end < len(pieces) and pieces[end].run.length <= blocks:
+    while end < min(len(pieces), at + _HOLD_RUNS) and pieces[end].run.length <= blocks:
         blocks -= pieces[end].run.length
         end += 1
     return pieces[at:end]
