@@ -91,7 +91,7 @@ def load_catalog(vault: Vault) -> Catalog:
         raise IntegrityError(f"{vault.names.manifests} holds more than {limits.MANIFESTS} manifests")
     with ThreadPoolExecutor(limits.STORE_THREADS, thread_name_prefix="manifest") as threads:
         found = list(threads.map(lambda key: read_manifest(vault, id_of_key(vault, key)), keys))
-    manifests = sorted((each for each in found if each is not None), key=lambda each: (each.created, each.id))
+    manifests = sorted((each for each in found if each is not None), key=lambda each: (each.created_ms, each.id))
     return Catalog(tuple(in_order(manifests)), {each.id: each for each in _forgotten(vault)})
 
 

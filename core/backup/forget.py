@@ -30,7 +30,7 @@ def judge(catalog: Catalog, policy: Policy, source: str | None = None) -> list[V
     stay: dict[bytes, tuple[str, ...]] = {}
     chosen = [each for each in catalog.manifests if source in (None, each.source.name)]
     for key in {each.source.key for each in chosen}:
-        stay |= kept(policy, [(each.id, each.created) for each in chosen if each.source.key == key])
+        stay |= kept(policy, [(each.id, each.created_ms / 1000) for each in chosen if each.source.key == key])
     return [Verdict(each, each.id in stay, stay.get(each.id, ())) for each in chosen]
 
 

@@ -87,7 +87,8 @@ class Manifest:
     id: bytes
     source: SourceIdentity
     mode: Mode
-    created: int
+    created_ms: int
+    """Unix milliseconds; of one source's backups each is later than the one before, whatever the clock did."""
     size_bytes: int
     generation: int
     snapshot: bytes | None
@@ -99,6 +100,11 @@ class Manifest:
     statistics: Statistics = field(default_factory=Statistics)
     digest: bytes = b""
     """Of the stored manifest; known once it is stored."""
+
+    @property
+    def created(self) -> int:
+        """Unix seconds."""
+        return self.created_ms // 1000
 
     @property
     def key_part(self) -> str:
@@ -123,7 +129,7 @@ def put_manifest(vault: Vault, manifest: Manifest) -> Manifest:
         "kind": manifest.source.kind.value,
         "name": manifest.source.name,
         "mode": manifest.mode.value,
-        "created": manifest.created,
+        "created_ms": manifest.created_ms,
         "size_bytes": manifest.size_bytes,
         "generation": manifest.generation,
         "snapshot": manifest.snapshot,
@@ -173,7 +179,7 @@ def _from_fields(manifest_id: bytes, fields: RecordFields, digest: bytes) -> Man
         id=manifest_id,
         source=SourceIdentity(fields.blob("pool", 16), fields.blob("volume", 16), kind, fields.text("name")),
         mode=mode,
-        created=fields.integer("created"),
+        created_ms=fields.integer("created_ms"),
         size_bytes=fields.integer("size_bytes"),
         generation=fields.integer("generation"),
         snapshot=fields.blob("snapshot", 16) if fields.has("snapshot") else None,

@@ -42,7 +42,7 @@ _PERIODS: Final[Mapping[str, Callable[[datetime], tuple[int, ...]]]] = {
 }
 
 
-def kept(policy: Policy, created: Iterable[tuple[bytes, int]]) -> dict[bytes, tuple[str, ...]]:
+def kept(policy: Policy, created: Iterable[tuple[bytes, float]]) -> dict[bytes, tuple[str, ...]]:
     """Say of the backups (id, unix seconds) of one source which stay, and for which rules."""
     newest_first = sorted(created, key=lambda each: each[1], reverse=True)
     reasons: dict[bytes, list[str]] = {}

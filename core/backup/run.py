@@ -116,30 +116,45 @@ class Sink:
 def run_backup(vault: Vault, opener: Opener, options: RunOptions, progress: Progress) -> Manifest:
     """Back a source up; the backup is there on return, and on no other way out."""
     with writing(vault) as visit, opener(visit) as source:
-        parent, base = choose_parent(load_catalog(vault), source.identity, options.mode)
+        origin = choose_origin(load_catalog(vault), source.identity, options.mode)
         with ThreadPoolExecutor(limits.WORK_THREADS, thread_name_prefix="backup") as threads:
             sink = Sink(visit, options.compression, threads)
             try:
-                root, read_bytes = store_bytes(sink, source, base, threads, progress)
+                root, read_bytes = store_bytes(sink, source, origin.base, threads, progress)
                 sink.finish()
             except BaseException:
                 sink.abandon()
                 raise
         statistics = replace(sink.statistics, read_bytes=read_bytes)
-        return publish(visit, source, source.size_bytes, parent, options.mode, FixedCutter().name, root, statistics)
+        return publish(visit, source, source.size_bytes, origin, FixedCutter().name, root, statistics)
 
 
-def choose_parent(catalog: Catalog, source: SourceIdentity, mode: Mode) -> tuple[Manifest | None, Manifest | None]:
-    """Give the manifest that the new one is a child of, and the one whose table it starts from.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a new backup comes after."""
+
+    mode: Mode
+    parent: Manifest | None = None
+    """The manifest that it is a child of."""
+    base: Manifest | None = None
+    """The one whose table it starts from."""
+    after_ms: int = 0
+    """It is newer than this."""
+
+
+def choose_origin(catalog: Catalog, source: SourceIdentity, mode: Mode) -> Origin:
+    """Choose parent and base of a new backup.
 
     A differential backup is a child of the newest full one, and still reads only what changed since the newest of all: tables are
     whole, so where it starts from makes no difference to what it holds.
     """
     newest = catalog.newest(source)
-    if mode is Mode.FULL or newest is None:
-        return None, None
+    if newest is None:
+        return Origin(Mode.FULL)
+    if mode is Mode.FULL:
+        return Origin(mode, after_ms=newest.created_ms)
     parent = catalog.newest(source, Mode.FULL) if mode is Mode.DIFFERENTIAL else newest
-    return parent or newest, newest
+    return Origin(mode, parent or newest, newest, newest.created_ms)
 
 
 def store_bytes(
@@ -190,8 +205,7 @@ def publish(
     visit: Visit,
     source: Named,
     size_bytes: int,
-    parent: Manifest | None,
-    mode: Mode,
+    origin: Origin,
     chunker: str,
     root: Root,
     statistics: Statistics,
@@ -203,13 +217,13 @@ def publish(
         Manifest(
             id=vault.world.random_bytes(ID_BYTES),
             source=source.identity,
-            mode=Mode.FULL if parent is None else mode,
-            created=int(vault.world.now()),
+            mode=origin.mode,
+            created_ms=max(int(vault.world.now() * 1000), origin.after_ms + 1),
             size_bytes=size_bytes,
             generation=source.generation,
             snapshot=source.snapshot,
-            parent=parent.id if parent is not None else None,
-            parent_digest=parent.digest if parent is not None else None,
+            parent=origin.parent.id if origin.parent is not None else None,
+            parent_digest=origin.parent.digest if origin.parent is not None else None,
             chunker=chunker,
             root=root,
             statistics=statistics,

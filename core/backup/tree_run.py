@@ -18,7 +18,7 @@ from core.backup.cdc import cutter_named
 from core.backup.chunk_index import ids_of
 from core.backup.chunks import Cutter, FixedCutter, chunk_id, fixed_ids
 from core.backup.manifest import Manifest
-from core.backup.run import Progress, RunOptions, Sink, choose_parent, publish
+from core.backup.run import Progress, RunOptions, Sink, choose_origin, publish
 from core.backup.table import Root
 from core.backup.tree import Entry, EntryKind, children, pieces, root_of, top_entry
 from core.backup.tree_source import FileReader, TreeSource
@@ -85,18 +85,18 @@ def run_tree_backup(
     """Back a tree up; the backup is there on return, and on no other way out. Its statistics say how much could not be read."""
     cutter = cutter_named(chunker)
     with writing(vault) as visit, opener(visit) as source:
-        parent, base = choose_parent(load_catalog(vault), source.identity, options.mode)
+        origin = choose_origin(load_catalog(vault), source.identity, options.mode)
         with ThreadPoolExecutor(limits.WORK_THREADS, thread_name_prefix="backup") as threads:
             sink = Sink(visit, options.compression, threads)
             try:
                 run = _TreeRun(sink, source, cutter, threads, progress, complain)
-                root = run.store(base)
+                root = run.store(origin.base)
                 sink.finish()
             except BaseException:
                 sink.abandon()
                 raise
         statistics = replace(sink.statistics, read_bytes=run.read_bytes, entries=run.entries, unreadable=run.unreadable)
-        return publish(visit, source, run.size_bytes, parent, options.mode, chunker, root, statistics)
+        return publish(visit, source, run.size_bytes, origin, chunker, root, statistics)
 
 
 class _TreeRun:

@@ -195,7 +195,7 @@ def _restore_tree(visit: Visit, found: Manifest, place: Place, inner: str | None
         click.echo(f"blockyard: {each}", err=True)
     if done.complaints:
         click.echo(f"restored {done.entries} entries, {len(done.complaints)} not in full", err=True)
-        sys.exit(INCOMPLETE)
+        raise click.exceptions.Exit(INCOMPLETE)
 
 
 @contextmanager

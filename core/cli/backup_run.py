@@ -1,6 +1,5 @@
 """`blockyard backup run`: one source, a job of the configuration file, or all of them."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,7 +85,7 @@ def run_verb(
     if failed is not None:
         raise failed
     if any(each.statistics.unreadable for each in made):
-        sys.exit(INCOMPLETE)
+        raise click.exceptions.Exit(INCOMPLETE)
 
 
 def _jobs(
