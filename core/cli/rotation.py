@@ -55,13 +55,17 @@ def rotation_status_verb(session: Session, volume: str, as_json: bool) -> None:
 
 @click.command("retire")
 @click.argument("volume", metavar="POOL/IMAGE")
+@click.option("--carry-over", is_flag=True, help="Write anew first what is still under old keys.")
 @click.option("--force", is_flag=True, help="Give up a journal that was left on another machine.")
 @json_option
 @with_session
-def retire_verb(session: Session, volume: str, force: bool, as_json: bool) -> None:
-    """Take away the old keys of an image that nothing needs any more. Nobody may have it open for writing."""
+def retire_verb(session: Session, volume: str, carry_over: bool, force: bool, as_json: bool) -> None:
+    """Take away the old keys of an image that nothing needs any more. Nobody may have it open for writing.
+
+    A snapshot or a clone keeps the keys of what it needs.
+    """
     with session.pool_of_image(volume) as (opened, name), progress_bar(f"look at {name}") as report:
-        retired = retire_keys(opened, name, report, force=force)
+        retired = retire_keys(opened, name, report, carry_over=carry_over, force=force)
     left = sorted(each.key_id for each in retired.status.keys if not each.newest and each.key_id not in retired.gone)
     if as_json:
         print_json({"name": name, "gone": [str(each) for each in retired.gone], "needed": [str(each) for each in left]})

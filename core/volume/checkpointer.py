@@ -9,7 +9,7 @@ while the state is captured.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +36,8 @@ from core.world import World
 
 _CARRY_PAGES: Final = 2048
 """Pages of sparse packs that one checkpoint carries along at most."""
+_PACKS: Final = 8
+"""Fewer packs are left as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Checkpointer:
         self._kept: dict[Pin, Kept] = {}
         self._collected_s = world.monotonic()
         self._turn = threading.Lock()
+        self._renewing: frozenset[int] = frozenset()
         self._burnt = -1
         self._taken_over_at = state.generation
         self._last_generation = state.checkpoint or 0
@@ -99,10 +102,16 @@ class Checkpointer:
         """The generations of the checkpoints that are kept, at most two: where the log may be replayed from."""
         return tuple(self._roots)
 
-    def run(self, *, advance: bool = False) -> None:
+    def renew(self, packs: Collection[int]) -> None:
+        """Write map pages that stand in these packs anew, so that the packs go; durable on return. Several checkpoints if they are many."""
+        while bool(np.isin(self._state.pages.packs, list(packs)).any()):
+            self.run(advance=True, renewed=packs)
+
+    def run(self, *, advance: bool = False, renewed: Collection[int] = ()) -> None:
         """Write a checkpoint of everything accepted so far and collect; durable on return. Nothing to do is fine.
 
-        `advance` writes one also where nothing changed since the last: what died before that one is deleted then.
+        `advance` writes one also where nothing changed since the last: what died before that one is deleted then. Pages that stand in
+        `renewed` packs are written anew, a bounded number of them.
         """
         with self._turn:
             capture = self._capture(advance=advance)
@@ -111,7 +120,7 @@ class Checkpointer:
             stored = False
             try:
                 self._writer.wait_published(capture.generation)
-                self._write(capture)
+                self._write(capture, renewed)
                 stored = True
             except IntegrityError as error:
                 self.check_reign()  # a successor may have deleted what we miss
@@ -120,6 +129,21 @@ class Checkpointer:
                 with self._lock:
                     self._state.map.release_pinned(stored=stored)
             self._collect()
+
+    def renew_packs(self, packs: Collection[int]) -> None:
+        """Write every page that stands in these packs of our own anew, by as many checkpoints as it takes; durable on return."""
+        self._renewing = frozenset(pack for pack in packs if pack > self.base)
+        try:
+            left = len(self._state.pages) + 1
+            while 0 < (still := self._pages_to_renew()) < left:
+                left = still
+                self.run(advance=True)
+        finally:
+            self._renewing = frozenset()
+
+    def _pages_to_renew(self) -> int:
+        packs = self._state.pages.packs
+        return int(np.isin(packs, np.fromiter(self._renewing, np.uint64, len(self._renewing))).sum())
 
     def check_reign(self) -> bool:
         """Say whether this writer still reigns; if another's barrier stands in its way it is fenced now.
@@ -166,9 +190,9 @@ class Checkpointer:
             self._bytes_due = max(limits.CHECKPOINT_BYTES, self._state.map.mapped_blocks * BLOCK_BYTES // 4)
             return _Capture(generation, next_sequence, last, self._state.size_bytes, dict(self._state.map.live), pages)
 
-    def _write(self, capture: _Capture) -> None:
+    def _write(self, capture: _Capture, renewed: Collection[int]) -> None:
         state = self._state
-        carried = self._carry(capture)
+        carried = self._carry(capture, renewed)
         pages = {**carried, **capture.pages}
         written = self._pages.write_pages(self._writer.reign, self._world, capture.generation, pages)
         table = state.pages.merged(written.places)
@@ -203,19 +227,20 @@ class Checkpointer:
         self._packs = {root: self._packs[root] for root in self._roots}
         self.checkpoints_written += 1
 
-    def _carry(self, capture: _Capture) -> dict[int, bytes]:
-        """Read the pages of the oldest pack whose pages are mostly superseded, so that old packs can go."""
+    def _carry(self, capture: _Capture, renewed: Collection[int]) -> dict[int, bytes]:
+        """Read pages to be written along: those of `renewed` packs, or of the pack most of whose pages are superseded, so that it can go."""
         table = self._state.pages
         if not len(table):
             return {}
-        packs, counts = np.unique(table.packs, return_counts=True)
-        if len(packs) < 8:
-            return {}
-        oldest = packs[np.argmin(counts)]
-        pages = [page for page in table.numbers[table.packs == oldest].tolist() if page not in capture.pages]
-        chosen = pages[:_CARRY_PAGES]
-        loaded = self._pages.load(table, chosen, 1 << 62)
-        return {page: loaded[page] for page in chosen}
+        chosen = np.isin(table.packs, list(renewed))
+        if not bool(chosen.any()):
+            packs, counts = np.unique(table.packs, return_counts=True)
+            if len(packs) < _PACKS:
+                return {}
+            chosen = table.packs == packs[np.argmin(counts)]
+        pages = [page for page in table.numbers[chosen].tolist() if page not in capture.pages][:_CARRY_PAGES]
+        loaded = self._pages.load(table, pages, 1 << 62)
+        return {page: loaded[page] for page in pages}
 
     def _collect(self) -> None:
         state = self._state

@@ -211,9 +211,17 @@ def objects_under_old_keys(pool: Pool, family: VolumeFamily, volume_id: bytes, k
     return old
 
 
-def retire_keys(pool: Pool, name: str, report: Report = lambda _done, _total: None, *, force: bool = False) -> Retired:
+def retire_keys(
+    pool: Pool,
+    name: str,
+    report: Report = lambda _done, _total: None,
+    *,
+    carry_over: bool = False,
+    force: bool = False,
+) -> Retired:
     """Take away the keys of an image that nothing is sealed under any more; durable on return.
 
+    With `carry_over`, what is under old keys is written anew first. What snapshots and clones need is not, and keeps its key.
     Nobody may have the image open for writing (LockedError): it is opened here, so that nobody does under an older key (1). UsageError
     where a journal may be left on another machine (2), unless `force`: then what it holds is given up.
     """
@@ -229,6 +237,10 @@ def retire_keys(pool: Pool, name: str, report: Report = lambda _done, _total: No
     image = open_image(pool, name, writable=True, options=ImageOptions())
     try:
         image.checkpoint()
+        if carry_over and image.repacker is not None:
+            keys = load_volume(pool, family, name, volume_id)[1]
+            old = objects_under_old_keys(pool, family, volume_id, keys)
+            image.repacker.renew(old.segments, old.checkpoints, report)
         status = _status(pool, family, name, volume_id, report)
         gone = retire_volume_keys(pool, family, name, volume_id, status.needed)
     finally:

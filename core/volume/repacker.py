@@ -252,7 +252,7 @@ class Repacker:
 
         What snapshots and clones pin stays where it is. Durable on return; any thread but the housekeeping one.
         """
-        with self._turn:
+        with self._turn, self._patiently():
             self._checkpointer.run()
             kept = self._checkpointer.look_at_pins()
             if kept is None or not self._checkpointer.roots:
@@ -263,10 +263,33 @@ class Repacker:
             total = sum(live.get(sequence, 0) for sequence in self._victims) * BLOCK_BYTES
             done = self.counters.moved_bytes
             while self._victims and not self._ended.is_set():
-                self._repack_some(patient=True)
+                self._repack_some()
                 moved = self.counters.moved_bytes - done
                 progress(moved, max(total, moved))
             self._checkpointer.renew_packs(packs)
+            self._settle()
+
+    def rewrite(
+        self,
+        segments: Collection[int],
+        packs: Collection[int],
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
+        """Write anew what is live in these segments and page packs, however full they are, and let them go; durable on return.
+
+        What snapshots and children need stays, and so do their segments.
+        """
+        with self._turn, self._patiently():
+            self._checkpointer.run()
+            kept = self._checkpointer.look_at_pins()
+            free = [] if kept is None else movable(self._segments(), kept, self._checkpoint).sequences.tolist()
+            self._victims = [sequence for sequence in free if sequence in segments]
+            live = self._state.map.live
+            total, done = sum(live[each] for each in self._victims) * BLOCK_BYTES, self.counters.moved_bytes
+            while self._victims and not self._ended.is_set():
+                self._repack_some()
+                progress(self.counters.moved_bytes - done, total)
+            self._checkpointer.renew(packs)
             self._settle()
 
     def flatten(self, progress: Progress = lambda _done, _total: None) -> bool:

@@ -56,6 +56,7 @@ def test_the_key_of_an_image_changes_and_the_status_shows_what_is_under_the_old_
     assert "under old keys" in text
     assert shell.json("key", "retire", image) == {"name": "data", "gone": [], "needed": ["1"]}
     assert "no key could go" in shell.run("key", "retire", image)
+    assert shell.json("key", "retire", image, "--carry-over") == {"name": "data", "gone": ["1"], "needed": []}
 
 
 def test_an_image_without_data_under_its_old_key_loses_that_key(shell: Shell) -> None:

@@ -1,7 +1,7 @@
 """Changing the key of a volume: nobody stops, nothing becomes unreadable, and an old key goes only when nothing needs it."""
 
 import pytest
-from helpers import HookedStore, KilledError, block, gone_process, kill, read
+from helpers import HookedStore, KilledError, block, gone_process, kill, noise, read
 from pool_world import Clock, Made, driven_world, make_pool
 
 from core import limits
@@ -186,6 +186,25 @@ def test_snapshots_are_found_by_their_names_after_rotations_and_a_retired_first_
     create_snapshot(made.pool, "disk", "after")
     rotate_pool(made.pool)
     assert blocks_of(made.again(made.key_file), 1, name="disk@after")
+
+
+def test_what_is_under_an_old_key_is_carried_over_whole_and_then_the_key_goes(made: Made) -> None:
+    create_image(made.pool, "large", 64 * MIB)
+    image = opened(made.pool, name="large")
+    for page in range(0, 64, 4):  # every page of the map has a block, and one segment is full
+        image.write(page * MIB, block(page))
+    image.write(MIB, noise(7, 8 * MIB))
+    image.close()
+    rotate_volume_key(made.pool, "large")
+    asked: list[tuple[int, int]] = []
+    retired = retire_keys(made.pool, "large", lambda done, total: asked.append((done, total)), carry_over=True)
+    assert retired.gone == (1,)
+    assert all(done <= total for done, total in asked)
+    assert key_status(made.pool, "large").old.objects == 0
+    again = opened(made.again(made.key_file), writable=False, name="large")
+    assert read(again, MIB, 3 * MIB) == noise(7, 8 * MIB)[: 3 * MIB]
+    assert all(read(again, page * MIB, BLOCK_BYTES) == block(page) for page in range(12, 64, 4))
+    again.close()
 
 
 def test_no_key_goes_while_somebody_has_the_image_open_for_writing(made: Made) -> None:
