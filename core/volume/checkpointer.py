@@ -83,7 +83,6 @@ class Checkpointer:
         self._kept: dict[Pin, Kept] = {}
         self._collected_s = world.monotonic()
         self._turn = threading.Lock()
-        self._renewing: frozenset[int] = frozenset()
         self._burnt = -1
         self._taken_over_at = state.generation
         self._last_generation = state.checkpoint or 0
@@ -101,11 +100,6 @@ class Checkpointer:
     def roots(self) -> tuple[int, ...]:
         """The generations of the checkpoints that are kept, at most two: where the log may be replayed from."""
         return tuple(self._roots)
-
-    def renew(self, packs: Collection[int]) -> None:
-        """Write map pages that stand in these packs anew, so that the packs go; durable on return. Several checkpoints if they are many."""
-        while bool(np.isin(self._state.pages.packs, list(packs)).any()):
-            self.run(advance=True, renewed=packs)
 
     def run(self, *, advance: bool = False, renewed: Collection[int] = ()) -> None:
         """Write a checkpoint of everything accepted so far and collect; durable on return. Nothing to do is fine.
@@ -132,18 +126,11 @@ class Checkpointer:
 
     def renew_packs(self, packs: Collection[int]) -> None:
         """Write every page that stands in these packs of our own anew, by as many checkpoints as it takes; durable on return."""
-        self._renewing = frozenset(pack for pack in packs if pack > self.base)
-        try:
-            left = len(self._state.pages) + 1
-            while 0 < (still := self._pages_to_renew()) < left:
-                left = still
-                self.run(advance=True)
-        finally:
-            self._renewing = frozenset()
-
-    def _pages_to_renew(self) -> int:
-        packs = self._state.pages.packs
-        return int(np.isin(packs, np.fromiter(self._renewing, np.uint64, len(self._renewing))).sum())
+        own = [pack for pack in packs if pack > self.base]
+        left = len(self._state.pages) + 1
+        while 0 < (still := int(np.isin(self._state.pages.packs, own).sum())) < left:
+            left = still
+            self.run(advance=True, renewed=own)
 
     def check_reign(self) -> bool:
         """Say whether this writer still reigns; if another's barrier stands in its way it is fenced now.
@@ -228,7 +215,7 @@ class Checkpointer:
         self.checkpoints_written += 1
 
     def _carry(self, capture: _Capture, renewed: Collection[int]) -> dict[int, bytes]:
-        """Read pages to be written along: those of `renewed` packs, or of the pack most of whose pages are superseded, so that it can go."""
+        """Read pages to be written along: those of `renewed` packs, or of the pack that holds the fewest, so that it can go."""
         table = self._state.pages
         if not len(table):
             return {}

@@ -269,29 +269,6 @@ class Repacker:
             self._checkpointer.renew_packs(packs)
             self._settle()
 
-    def rewrite(
-        self,
-        segments: Collection[int],
-        packs: Collection[int],
-        progress: Progress = lambda _done, _total: None,
-    ) -> None:
-        """Write anew what is live in these segments and page packs, however full they are, and let them go; durable on return.
-
-        What snapshots and children need stays, and so do their segments.
-        """
-        with self._turn, self._patiently():
-            self._checkpointer.run()
-            kept = self._checkpointer.look_at_pins()
-            free = [] if kept is None else movable(self._segments(), kept, self._checkpoint).sequences.tolist()
-            self._victims = [sequence for sequence in free if sequence in segments]
-            live = self._state.map.live
-            total, done = sum(live[each] for each in self._victims) * BLOCK_BYTES, self.counters.moved_bytes
-            while self._victims and not self._ended.is_set():
-                self._repack_some()
-                progress(self.counters.moved_bytes - done, total)
-            self._checkpointer.renew(packs)
-            self._settle()
-
     def flatten(self, progress: Progress = lambda _done, _total: None) -> bool:
         """Copy everything that the image has in common with its ancestors, and let go of them; durable on return.
 
