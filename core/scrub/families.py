@@ -3,7 +3,7 @@
 One line more makes another kind of object known. Layers above tell of theirs by the entry points `blockyard.object_families`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Final
 
@@ -11,59 +11,20 @@ from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
 from core.filesystem.serving import DATABASE_ID_BYTES
 from core.format.header import HEADER_BYTES, Kind, check_header, unpack_header
-from core.format.record import RecordFields, RecordKind, open_record, volume_record_keys
+from core.format.record import RecordFields, RecordKind
 from core.format.slot import unpack_slot
 from core.pool.names import VOLUME_ID_BYTES, VolumeKind
-from core.pool.object_families import ENTRY_POINTS, HASH, REVISION, SEQUENCE, VOLUME, ObjectFamily, Verify, family
+from core.pool.object_families import ENTRY_POINTS, HASH, REVISION, SEQUENCE, VOLUME, ObjectFamily, family
 from core.pool.pool import Pool
 from core.pool.slots import body_digest, membership_of, read_grant, slot_info
-from core.pool.volumes import FILESYSTEMS, IMAGES, VAULTS
+from core.pool.volumes import FILESYSTEMS, IMAGES
+from core.scrub.kept_families import KEPT_FAMILIES
 from core.scrub.objects import prove_log_object, prove_root
+from core.scrub.record_families import admin_record, known, pool_record, volume_record
 from core.volume.description import ImageInfo
 from core.volume.names import VolumeNames
 from core.volume.pins import pin_of
 from core.volume.snapshot_records import SnapshotRecords
-
-_CheckFields = Callable[[Pool, VolumeKeys | None, str, RecordFields], None]
-
-
-def _nothing_more(_pool: Pool, _keys: VolumeKeys | None, _key: str, _fields: RecordFields) -> None:
-    """The record's own seal and signature prove it."""
-
-
-def pool_record(kind: RecordKind, check: _CheckFields = _nothing_more) -> Verify:
-    """Give what proves a record that is sealed under the pool's key."""
-
-    def verify(pool: Pool, keys: VolumeKeys | None, key: str, data: bytes) -> None:
-        record_keys = pool.keys.record_keys(pool.algorithm, pool.verifiers, pool.ring)
-        check(pool, keys, key, open_record(record_keys, kind, key, data))
-
-    return verify
-
-
-def volume_record(kind: RecordKind, check: _CheckFields = _nothing_more) -> Verify:
-    """Give what proves a record that is sealed under a volume's key."""
-
-    def verify(pool: Pool, keys: VolumeKeys | None, key: str, data: bytes) -> None:
-        check(pool, keys, key, open_record(volume_record_keys(_known(keys, key)), kind, key, data))
-
-    return verify
-
-
-def _known(keys: VolumeKeys | None, key: str) -> VolumeKeys:
-    if keys is None:
-        raise IntegrityError(f"{key} cannot be proved: its volume has no key")
-    return keys
-
-
-def admin_record(kind: RecordKind, check: _CheckFields = _nothing_more) -> Verify:
-    """Give what proves a record that the pool's admin signs."""
-
-    def verify(pool: Pool, keys: VolumeKeys | None, key: str, data: bytes) -> None:
-        record_keys = pool.keys.description_keys(pool.algorithm, pool.ring)
-        check(pool, keys, key, open_record(record_keys, kind, key, data))
-
-    return verify
 
 
 def _revision(_pool: Pool, _keys: VolumeKeys | None, key: str, fields: RecordFields) -> None:
@@ -103,10 +64,10 @@ def _removal(_pool: Pool, _keys: VolumeKeys | None, key: str, fields: RecordFiel
 
 def _snapshot(pool: Pool, keys: VolumeKeys | None, key: str, fields: RecordFields) -> None:
     pin_of(fields)
-    known = _known(keys, key)
-    info = ImageInfo("", known.volume_id, 0, 0, known.algorithm, known.key_id)
+    own = known(keys, key)
+    info = ImageInfo("", own.volume_id, 0, 0, own.algorithm, own.key_id)
     name = fields.text("name")
-    if SnapshotRecords(pool.store, info, known, pool.world).key(name) != key:
+    if SnapshotRecords(pool.store, info, own, pool.world).key(name) != key:
         raise IntegrityError(f"{key} holds another name than it is stored under: it was swapped")
 
 
@@ -122,17 +83,17 @@ def _metadata(_pool: Pool, _keys: VolumeKeys | None, _key: str, fields: RecordFi
 
 def _segment(_pool: Pool, keys: VolumeKeys | None, key: str, data: bytes) -> None:
     names = VolumeNames(key.partition("/log/")[0])
-    prove_log_object(_known(keys, key), key, names.sequence_of(key), data)
+    prove_log_object(known(keys, key), key, names.sequence_of(key), data)
 
 
 def _root(_pool: Pool, keys: VolumeKeys | None, key: str, data: bytes) -> None:
-    prove_root(_known(keys, key), key, data)
+    prove_root(known(keys, key), key, data)
 
 
 def _pages(_pool: Pool, keys: VolumeKeys | None, key: str, data: bytes) -> None:
     """Prove of a pack what it can be without the roots that name its pages."""
     sequence = VolumeNames(key.partition("/checkpoint/")[0]).sequence_of(key)
-    check_header(unpack_header(data[:HEADER_BYTES], key), _known(keys, key), (Kind.PAGES,), sequence, key)
+    check_header(unpack_header(data[:HEADER_BYTES], key), known(keys, key), (Kind.PAGES,), sequence, key)
 
 
 _IMAGE: Final = f"image/{VOLUME}"
@@ -158,7 +119,7 @@ FAMILIES: Final[Sequence[ObjectFamily]] = (
     family("lock", f"(?:image|fs|vault)/{VOLUME}/lock", volume_record(RecordKind.LOCK), advisory=True),
     family("lease", f"(?:image|fs|vault)/{VOLUME}/reader/{VOLUME}", volume_record(RecordKind.LEASE), advisory=True),
     family("volume key", f"(?:image|fs|vault)/{VOLUME}/key/[0-9a-f]+", pool_record(RecordKind.KEY), record=True),
-    family("vault description", f"vault/{VOLUME}/vault", pool_record(VAULTS.record), record=True),
+    *KEPT_FAMILIES,
 )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """What the parts of one scrub share: the pool read at a pace and without its mirror, the table of families, the report, the mender."""
 
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.crypto.volume import VolumeKeys
-from core.errors import IntegrityError, StoreError, StoreTimeoutError
+from core.errors import IntegrityError, StoreError, StoreTimeoutError, UsageError
 from core.pool.object_families import ObjectFamily
 from core.pool.pool import Pool
 from core.pool.slots import Unlocked
@@ -76,7 +77,15 @@ class Run:
 
     def prover(self, family: ObjectFamily, key: str, keys: VolumeKeys | None) -> Callable[[bytes], None]:
         """Give what proves bytes as the object under a key."""
-        return lambda data: family.verify(self.pool, keys, key, data)
+
+        def proves(data: bytes) -> None:
+            try:
+                family.verify(self.pool, keys, key, data)
+            except (ArithmeticError, LookupError, TypeError, ValueError, UsageError, struct.error) as error:
+                # Bytes that prove well and make no sense: another program wrote them, and this one must not end over it.
+                raise IntegrityError(f"{key} is not a {family.name} that this program knows: {error}") from None
+
+        return proves
 
     def _compare(self, key: str, family: ObjectFamily, data: bytes, proves: Callable[[bytes], None]) -> None:
         """Hold a good record against the mirror's: an older version of itself proves well, too."""

@@ -169,7 +169,7 @@ class _Scrub:
             walk.objects()
         elif family.kind is VolumeKind.FILESYSTEM:
             described, keys = load_filesystem(run.pool, name, volume_id)
-            FilesystemWalk(run, name, VolumeNames(described.prefix), keys).objects()
+            FilesystemWalk(run, described, keys).objects()
         else:
             _, keys, _ = load_volume(run.pool, family, name, volume_id)
             own = family.description_key(volume_id)

@@ -14,7 +14,22 @@ from core.scrub.families import family_of
 from core.scrub.report import Finding, Trouble
 from core.scrub.run import Run
 
-_BROUGHT_BACK: Final = frozenset({"snapshot", "child", "metadata record", "volume key", "file segment"})
+_BROUGHT_BACK: Final = frozenset(
+    {
+        "snapshot",
+        "child",
+        "metadata record",
+        "volume key",
+        "file segment",
+        "filesystem snapshot",
+        "sealed metadata",
+        "pins of a filesystem snapshot",
+        "pack",
+        "pack index",
+        "manifest",
+        "link of a forgotten manifest",
+    }
+)
 
 
 def bring_back(run: Run, family: VolumeFamily, volume_id: bytes, below: str = "") -> None:

@@ -1,15 +1,22 @@
 """A pool to be damaged: images, a clone, snapshots, a filesystem, every kind of record; a mirror of it; and ways to damage it."""
 
 import dataclasses
+import io
 import random
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from core.backup.image_source import image_opener
+from core.backup.run import RunOptions, run_backup
+from core.backup.vault import open_or_create_vault
 from core.filesystem.file_log import FileLog, FileReader
 from core.filesystem.filesystems import Filesystem, create_filesystem, open_filesystem
 from core.filesystem.serving import MetadataRecords
+from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
 from core.pool.key_files import KeyFile
 from core.pool.keyring import add_slot
 from core.pool.keys import Role
@@ -102,6 +109,16 @@ def begin(pool: Pool) -> None:
     filesystem = open_filesystem(pool, "files")
     MetadataRecords(filesystem).put(0, b"d" * 16, "/var/lib/blockyard")
     write_files(filesystem)
+    seal_snapshot(filesystem)
+    run_backup(open_or_create_vault(pool), image_opener(pool, "third"), RunOptions(), lambda _done, _total: None)
+
+
+def seal_snapshot(filesystem: Filesystem) -> None:
+    """Make a snapshot of the filesystem, as its server does."""
+    snapshots, snapshot_id = FilesystemSnapshots(filesystem), b"s" * 16
+    pins = snapshots.put_pins(snapshot_id, np.array([100, 101], np.uint64))
+    database = snapshots.put_database(snapshot_id, io.BytesIO(noise(3, 3000)))
+    snapshots.put(FilesystemSnapshot("now", snapshot_id, 5, 1000, 10, 2, database, pins))
 
 
 def go_on(pool: Pool, salt: int) -> None:
