@@ -22,10 +22,12 @@ from core.pool.pool import Pool, create_pool, open_pool
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import MIB
 from core.volume.clones import create_clone
+from core.volume.collection import collect_pool
+from core.volume.flatten import Flattened, flatten
 from core.volume.image import Image
 from core.volume.images import create_image, open_image
 from core.volume.options import ImageOptions
-from core.volume.removal import finish_removals, remove_image
+from core.volume.removal import remove_image
 from core.volume.snapshots import (
     create_snapshot,
     protect_snapshot,
@@ -33,6 +35,7 @@ from core.volume.snapshots import (
     rename_snapshot,
     rollback,
 )
+from core.volume.sweep import sweep
 from core.world import World
 from tests.helpers import HookedStore, hooked, noise, seeded_bytes
 from tests.model.history import BLOCK, History, Step, resize_steps, trim_steps, write_steps
@@ -41,7 +44,7 @@ from tests.races.scheduler import Scheduler
 
 SIZE = 9 * MIB + 512
 """Three map pages, the last of them cut short."""
-SMALL_LIMITS = {"SEGMENT_BLOCKS": 24, "MAP_PAGES_RAM": 1, "CHECKPOINT_SEGMENTS": 12}
+SMALL_LIMITS = {"SEGMENT_BLOCKS": 24, "MAP_PAGES_RAM": 1, "CHECKPOINT_SEGMENTS": 12, "COLLECT_BYTES": 4096}
 HOSTS = ("anna", "bert", "cora")
 KEPT_IMAGES = 6
 KEPT_SNAPSHOTS = 5
@@ -62,8 +65,8 @@ class Disk:
     snapshots: dict[str, ModelSnapshot] = field(default_factory=dict)
     host: str | None = None
     image: Image | None = None
-    parent: str | None = None
-    """The image whose room this clone shares."""
+    ancestors: set[str] = field(default_factory=set)
+    """Images whose room this clone may share. It may also have let go of them by itself."""
 
     @property
     def unacknowledged(self) -> History:
@@ -348,11 +351,13 @@ class Yard:
 
     def clone(self, host: str, disk: Disk, name: str) -> None:
         self.seen["clone"] += 1
-        if disk.parent is not None:
+        if disk.ancestors:
             self.seen["clone of a clone"] += 1
         new = self._name("clone")
         self.do(host, lambda: create_clone(self.pool(host), disk.name, name, new))
-        self.disks[new] = Disk(new, History(bytearray(disk.snapshots[name].data)), parent=disk.name)
+        self.disks[new] = Disk(
+            new, History(bytearray(disk.snapshots[name].data)), ancestors={*disk.ancestors, disk.name}
+        )
 
     def rollback(self, host: str, disk: Disk, name: str) -> None:
         self.seen["rollback"] += 1
@@ -367,23 +372,53 @@ class Yard:
     def remove(self, host: str, disk: Disk) -> None:
         """Remove an image; one with children stays."""
         self.close(disk)
-        children = [each.name for each in self.disks.values() if self._descends(each, disk.name)]
+        children = [each for each in self.disks.values() if disk.name in each.ancestors]
         try:
             self.do(host, lambda: remove_image(self.pool(host), disk.name, force=True))
         except LockedError:
             self.seen["removal refused"] += 1
             assert children, f"{disk.name} was not removed though it has no children"
             return
-        assert not children, f"{disk.name} was removed though {children} need it"
         self.seen["removal"] += 1
         del self.disks[disk.name]
+        for child in children:
+            self.seen["removal of an ancestor that is needed no more"] += 1
+            child.ancestors.discard(disk.name)
+        if children:
+            self.check_needs()
 
-    def _descends(self, disk: Disk, ancestor: str) -> bool:
-        while disk.parent is not None:
-            if disk.parent == ancestor:
-                return True
-            disk = self.disks[disk.parent]
-        return False
+    def flatten(self, host: str, disk: Disk) -> None:
+        """Copy what a clone shares, here or in its writer."""
+        if not disk.ancestors:
+            return
+        self.seen["flatten beside a writer" if disk.image is not None else "flatten"] += 1
+        try:
+            done = self.do(
+                host, lambda: flatten(self.pool(host), disk.name, ImageOptions(), sleep=self.scheduler.sleep)
+            )
+        except LockedError:
+            assert disk.image is None, "only a dead writer does not answer"
+            return
+        if done is Flattened.APART:
+            self.seen["apart"] += 1
+            disk.ancestors.clear()
+
+    def collect(self, host: str) -> None:
+        """Collect all images that nobody has open, and sweep."""
+        self.seen["offline collection"] += 1
+        for collected in self.do(host, lambda: list(collect_pool(self.pool(host), ImageOptions()))):
+            assert collected.before is not None, collected
+            if collected.after is not None:
+                self.seen["collected"] += 1
+                self.disks[collected.name].history.in_pool()
+        swept = self.do(host, lambda: sweep(self.pool(host)))
+        assert not swept.damaged, swept
+
+    def repack(self, disk: Disk) -> None:
+        """Repack an open image until it is dense."""
+        assert disk.image is not None and disk.host is not None and disk.image.repacker is not None
+        self.seen["repack"] += 1
+        self.do(disk.host, disk.image.repacker.clean)
 
     # The end.
 
@@ -403,9 +438,9 @@ class Yard:
         """Close everything, let every lease run out, and collect what is left: twice, for two checkpoints are kept."""
         for disk in self.disks.values():
             self.close(disk)
-        self.scheduler.sleep(20 * limits.LOCK_LEASE_S)
+        self.scheduler.sleep(limits.SWEEP_GRACE_S + 1)
         host = HOSTS[0]
-        self.do(host, lambda: finish_removals(self.pool(host)))
+        self.do(host, lambda: sweep(self.pool(host)))
         for _ in range(3):
             for disk in self.disks.values():
                 self.open(host, disk)

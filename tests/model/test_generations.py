@@ -17,8 +17,8 @@ from core import limits
 from tests.model.generations import HOSTS, KEPT_IMAGES, KEPT_SNAPSHOTS, SMALL_LIMITS, Disk, Yard
 from tests.races.scheduler import Scheduler
 
-STEPS = int(os.environ.get("BLOCKYARD_GENERATIONS_STEPS", "120"))
-SEEDS = [int(seed) for seed in os.environ.get("BLOCKYARD_GENERATIONS_SEEDS", "1 2 3 4").split()]
+STEPS = int(os.environ.get("BLOCKYARD_GENERATIONS_STEPS", "100"))
+SEEDS = [int(seed) for seed in os.environ.get("BLOCKYARD_GENERATIONS_SEEDS", "1 2").split()]
 SWITCHES = 0.15
 """How often another host goes on where two do something at once."""
 
@@ -92,7 +92,10 @@ STEPS_BY_WEIGHT: dict[Step, int] = {
     _snapshotted(Yard.protect): 1,
     _snapshotted(Yard.rename_snapshot): 1,
     _snapshotted(Yard.rollback): 4,
-    _clone: 5,
+    _clone: 6,
+    lambda yard, chooser, host, disk: yard.flatten(host, disk): 3,
+    lambda yard, chooser, host, disk: yard.collect(host): 2,
+    _opened(Yard.repack): 3,
     _make: 2,
     _remove: 2,
 }

@@ -20,6 +20,7 @@ from core.pool.key_files import KeyFile
 from core.pool.pool import Pool, create_pool, open_pool
 from core.store.memory import MemoryStore
 from core.units import KIB
+from core.volume.flatten import Flattened, flatten
 from core.volume.image import Image
 from core.volume.images import create_image, open_image
 from core.volume.options import ImageOptions
@@ -28,7 +29,7 @@ from tests.helpers import hooked, noise, seeded_bytes
 from tests.model.recount import Recount
 from tests.races.scheduler import START_S, Scheduler
 
-SMALL_LIMITS = {"SEGMENT_BLOCKS": 16}
+SMALL_LIMITS = {"SEGMENT_BLOCKS": 16, "COLLECT_BYTES": 4096}
 """Buffers of segments are a tenth of a run's time otherwise."""
 SIZE = 256 * KIB
 PART = 32 * KIB
@@ -63,7 +64,9 @@ class Scene:
             World.real(),
             now=lambda: self.scheduler.now,
             monotonic=lambda: self.scheduler.now,
-            random_bytes=seeded_bytes(zlib.crc32(f"{host} at {self.scheduler.now}".encode())),
+            random_bytes=seeded_bytes(
+                zlib.crc32(f"{host} of {len(self.store._objects)} at {self.scheduler.now}".encode())
+            ),
             hostname=host,
             boot_id=f"boot of {host}",
         )
@@ -90,6 +93,9 @@ class Scene:
             return whole(image)
         finally:
             image.close()
+
+    def flatten(self, host: str, name: str) -> Flattened:
+        return flatten(self.pool(host), name, ImageOptions(), sleep=self.scheduler.sleep)
 
     def act(self, **actors: Callable[[], Any]) -> dict[str, Any]:
         """Run actors together, each with a client of its own that is open already. An error that is none of ours ends the run."""

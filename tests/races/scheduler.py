@@ -22,7 +22,7 @@ from typing import Any, Final
 from tests.races.threads import StoppedError, Task, here, patched
 
 STUCK_S: Final = 60.0
-"""Real seconds after which a run that does not end is taken for stuck in something this module does not control."""
+"""Real seconds without a change of turns after which a run is taken for stuck in something this module does not control."""
 START_S: Final = 1_800_000_000.0
 
 
@@ -80,6 +80,7 @@ class Scheduler:
         self._over = _thread.allocate_lock()
         self._over.acquire()
         self._failure: BaseException | None = None
+        self._turns = 0
 
     # What controlled threads use.
 
@@ -177,8 +178,11 @@ class Scheduler:
         with patched():
             self._begin(stage)
             stage.gate.release()
-            if not self._over.acquire(timeout=STUCK_S):
-                raise RuntimeError(f"a run is stuck in something real:\n{self._stacks()}")
+            seen = -1
+            while not self._over.acquire(timeout=STUCK_S):
+                if seen == self._turns:
+                    raise RuntimeError(f"a run is stuck in something real:\n{self._stacks()}")
+                seen = self._turns
             self._stop_all()
         return self._failure
 
@@ -226,6 +230,7 @@ class Scheduler:
     def _switch(self, me: Task, other: Task) -> None:
         if other is me:
             return
+        self._turns += 1
         other.gate.release()
         me.gate.acquire()
         if me.stopped:

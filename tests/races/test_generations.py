@@ -1,7 +1,7 @@
 """Races of snapshots, clones, rollbacks and removals with the collector: every schedule with a bounded number of preemptions.
 
-The bound and the clock are in each story. `BLOCKYARD_PREEMPTIONS=3` looks further. Stories use real verbs on real images; only time,
-threads and the order of store calls are the scheduler's.
+Stories use real verbs on real images; only time, threads and the order of store calls are the scheduler's. `make test` tells each under
+some of its schedules; with `BLOCKYARD_PREEMPTIONS=2` every one with so many preemptions is told, and three or more look further.
 """
 
 import os
@@ -11,8 +11,10 @@ from functools import cache
 import pytest
 
 from core import limits
-from core.errors import FencedError, IntegrityError, LockedError, NotFoundError, StoreError, UsageError
+from core.errors import FencedError, IntegrityError, LockedError, NotFoundError, StoreError
 from core.volume.clones import create_clone
+from core.volume.collection import collect_image
+from core.volume.options import ImageOptions
 from core.volume.removal import remove_image
 from core.volume.snapshots import (
     create_snapshot,
@@ -22,11 +24,14 @@ from core.volume.snapshots import (
     rename_snapshot,
     rollback,
 )
+from core.volume.sweep import sweep
+from tests.helpers import noise
 from tests.races.exploring import explore
-from tests.races.scenes import Base, Scene, build, content, failed, fast, make_image, write
+from tests.races.scenes import PART, Base, Scene, build, content, failed, fast, make_image, write
 from tests.races.scheduler import Scheduler
 
-MORE = os.environ.get("BLOCKYARD_PREEMPTIONS")
+ALL = os.environ.get("BLOCKYARD_PREEMPTIONS")
+USUAL_RUNS = 40
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,13 +40,13 @@ def cheap_runs():
         yield
 
 
-def every(base: Base, story: Callable[[Scene], None], *, preemptions: int = 2) -> None:
+def every(base: Base, story: Callable[[Scene], None], *, runs: int = USUAL_RUNS) -> None:
     def run(scheduler: Scheduler) -> None:
         story(Scene(scheduler, base))
 
-    explored = explore(run, preemptions=int(MORE) if MORE else preemptions)
+    explored = explore(run, preemptions=int(ALL)) if ALL else explore(run, runs=runs)
     assert explored.runs > 10, "nothing raced"
-    print(f"{explored.runs} schedules, up to {explored.deepest} decisions")
+    print(f"{explored.runs} schedules{' are all' * explored.all}, up to {explored.deepest} decisions")
 
 
 @cache
@@ -132,7 +137,7 @@ def test_a_snapshot_whose_lease_ran_out_is_made_again_or_not_at_all():
         scene.check_needs()
         assert scene.read("disk@snap") in (OLD, content(31, 2, 3), content(32, 2, 3))
 
-    every(written(), story, preemptions=1)
+    every(written(), story)
 
 
 def test_the_room_of_a_snapshot_that_is_removed_beside_the_collector_comes_back():
@@ -143,7 +148,7 @@ def test_the_room_of_a_snapshot_that_is_removed_beside_the_collector_comes_back(
         scene.check_needs()
         scene.check_settled(["disk"])
 
-    every(snapshotted(), story, preemptions=1)
+    every(snapshotted(), story)
 
 
 @pytest.mark.parametrize("how", ["rename", "protect"])
@@ -252,7 +257,7 @@ def test_a_takeover_beside_a_snapshot_and_the_old_collector_loses_nothing():
         scene.read("disk@snap")
         scene.read("disk")
 
-    every(written(), story, preemptions=1)
+    every(written(), story)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -272,7 +277,7 @@ def test_a_reader_sees_its_generation_until_its_lease_runs_out(stopped):
         else:
             assert found in (OLD, content(31, 2, 3), content(32, 2, 3))
 
-    every(written(), story, preemptions=1 if stopped else 2)
+    every(written(), story)
 
 
 def test_a_reader_of_a_snapshot_that_is_removed_reads_on_for_as_long_as_it_has_its_lease():
@@ -323,4 +328,118 @@ def test_a_rollback_while_its_snapshot_is_removed_and_collected_is_whole_or_did_
     every(snapshotted(), story)
 
 
-__all__ = ["UsageError"]
+@cache
+def cloned() -> Base:
+    """The disk with a clone `copy` of its old state, and a snapshot `mid` of that before it wrote anything."""
+
+    def story(scene: Scene) -> None:
+        create_clone(scene.pool("maker"), "disk", "old", "copy")
+        create_snapshot(scene.pool("maker"), "copy", "mid")
+        image = scene.open("maker", "copy")
+        write(image, 1, 52)
+        image.close()
+
+    return build_on(snapshotted(), story)
+
+
+def test_a_clone_of_a_clone_that_is_flattened_has_all_it_needs_or_is_not_there():
+    def story(scene: Scene) -> None:
+        outcomes = scene.act(
+            flattener=lambda: scene.flatten("flattener", "copy"),
+            cloner=lambda: create_clone(scene.pool("cloner"), "copy", "mid", "grandchild"),
+        )
+        assert not failed(outcomes["flattener"]), outcomes
+        assert not failed(outcomes["cloner"]) or isinstance(outcomes["cloner"], LockedError | StoreError), outcomes
+        scene.check_needs()
+        assert scene.read("copy") == content(1, 52, 3)
+        if not failed(outcomes["cloner"]):
+            assert scene.read("grandchild") == OLD
+
+    every(cloned(), story)
+
+
+def test_an_ancestor_goes_only_when_a_flattened_clone_and_its_clones_need_it_no_more():
+    """The snapshot of the clone goes at the same time: so the flatten may come to its end, and the clone of the clone to its own."""
+
+    def story(scene: Scene) -> None:
+        outcomes = scene.act(
+            flattener=lambda: scene.flatten("flattener", "copy"),
+            cloner=lambda: create_clone(scene.pool("cloner"), "copy", "mid", "grandchild"),
+            remover=lambda: remove_snapshot(scene.pool("remover"), "copy", "mid"),
+        )
+        assert not failed(outcomes["flattener"]) and not failed(outcomes["remover"]), outcomes
+        scene.check_needs()
+        removal = scene.scheduler.act({"stage": lambda: remove_image(scene.pool("stage"), "disk", force=True)})["stage"]
+        assert removal is None or isinstance(removal, LockedError), removal
+        scene.check_needs()
+        assert scene.read("copy") == content(1, 52, 3)
+        if not failed(outcomes["cloner"]):
+            assert scene.read("grandchild") == OLD
+        else:
+            assert removal is None, "nobody needs the ancestor any more"
+
+    every(cloned(), story)
+
+
+def test_a_clone_made_beside_the_sweep_of_strays_keeps_its_records():
+    def story(scene: Scene) -> None:
+        outcomes = scene.act(
+            cloner=lambda: create_clone(scene.pool("cloner"), "disk", "old", "copy"),
+            sweeper=lambda: sweep(scene.pool("sweeper")),
+            time=lambda: scene.scheduler.jump(limits.SWEEP_GRACE_S + 1),
+        )
+        assert not failed(outcomes["sweeper"]), outcomes
+        assert not failed(outcomes["cloner"]) or isinstance(outcomes["cloner"], StoreError), outcomes
+        scene.check_needs()
+        names = scene.recount().names
+        assert ("copy" in names) is not failed(outcomes["cloner"])
+        if "copy" in names:
+            assert scene.read("copy") == OLD
+        scene.scheduler.now += 2 * limits.SWEEP_GRACE_S
+        scene.scheduler.act({"stage": lambda: sweep(scene.pool("stage"))})
+        scene.check_settled(names)
+
+    every(snapshotted(), story)
+
+
+@cache
+def sparse() -> Base:
+    """An image whose segments are mostly dead, and nobody has it open."""
+
+    def story(scene: Scene) -> None:
+        make_image(scene, "disk")
+        image = scene.open("maker", "disk")
+        for stamp in range(1, 5):
+            image.write(0, noise(stamp, 4 * PART))
+            image.flush()
+        for part in range(4):
+            image.write(part * PART, noise(9, PART - 4096))
+        image.checkpoint()
+        create_snapshot(scene.pool("maker"), "disk", "old")
+        image.write(0, noise(10, 3 * PART))
+        image.close()
+
+    return build(story)
+
+
+def test_two_offline_collections_and_a_writer_lose_nothing_between_them():
+    def story(scene: Scene) -> None:
+        def collect(host: str) -> Callable[[], object]:
+            return lambda: collect_image(scene.pool(host), "disk", ImageOptions())
+
+        def writer() -> None:
+            image = scene.open("writer", "disk")
+            write(image, 5, 61)
+            image.close()
+
+        before = scene.read("disk")
+        old = scene.read("disk@old")
+        outcomes = scene.act(first=collect("first"), second=collect("second"), writer=writer)
+        assert not failed(outcomes["writer"]), outcomes
+        scene.check_needs()
+        expected = bytearray(before)
+        expected[5 * PART : 6 * PART] = noise(61, PART)
+        assert scene.read("disk") == expected
+        assert scene.read("disk@old") == old
+
+    every(sparse(), story)
