@@ -20,7 +20,7 @@ ENDED_TASKS: Final = 64
 """Tasks that have ended and are remembered."""
 ATTACH_S: Final = 60.0
 """What was built aside and got no name within this time goes."""
-SLICE_INODES: Final = 256
+SLICE_INODES: Final = 128
 """Inodes copied in one transaction: requests are served in between."""
 SLICE_PAGES: Final = 64
 """Map pages copied in one transaction."""
