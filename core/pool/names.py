@@ -21,6 +21,7 @@ from core.config import check_image_name
 from core.crypto.rings import KeyRing
 from core.errors import AlreadyExistsError, IntegrityError, NotFoundError, UsageError
 from core.format.record import RecordFields, RecordKind, RecordValue
+from core.pool.description import Description
 from core.pool.keys import PoolKeys
 from core.pool.records import RecordStore
 from core.store.contract import ObjectExistsError, Store
@@ -61,16 +62,23 @@ _VERBS: Final = {
 
 
 class Names:
-    """The names of one pool. `ring` has the pool's keys; `follow` learns which of them seals now."""
+    """The names of one pool. `ring` has the pool's keys; `follow` learns which of them seals now, `revision` is what was known of it."""
 
     def __init__(
-        self, store: Store, records: RecordStore, keys: PoolKeys, ring: KeyRing, follow: Callable[[], None]
+        self,
+        store: Store,
+        records: RecordStore,
+        keys: PoolKeys,
+        ring: KeyRing,
+        follow: Callable[[], Description],
+        revision: int,
     ) -> None:
         self._store = store
         self._records = records
         self._keys = keys
         self._ring = ring
         self._follow = follow
+        self._revision = revision
 
     def key(self, name: str) -> str:
         """Give the store key of a name."""
@@ -225,14 +233,34 @@ class Names:
         return each.volume_id
 
     def _all(self) -> list[Name]:
-        found = []
+        """Read every name record. One that is moved meanwhile may be seen in neither place: then two looks, one after the other, see it."""
+        seen = self._revision
+        first, whole = self._look()
+        now = self._follow()
+        quiet = whole and now.rotation is None and now.revision == seen
+        self._revision = now.revision
+        if quiet:
+            return first
+        second, _ = self._look()
+        known = {(each.volume_id, each.name) for each in second}
+        return second + [each for each in first if (each.volume_id, each.name) not in known and self._is_there(each)]
+
+    def _look(self) -> tuple[list[Name], bool]:
+        """Read the name records that are listed; say whether all of them were still there."""
+        found, whole = [], True
         for info in self._store.list(PREFIX):
             each = self._at(info.key)
-            if each is not None:  # it may have gone since it was listed
-                if info.key not in self._places(each.name, limits.POOL_KEYS):
-                    raise IntegrityError(f"{info.key} holds another name than it is stored under: it was swapped")
+            if each is None:
+                whole = False
+            elif info.key not in self._places(each.name, limits.POOL_KEYS):
+                raise IntegrityError(f"{info.key} holds another name than it is stored under: it was swapped")
+            else:
                 found.append(each)
-        return found
+        return found, whole
+
+    def _is_there(self, name: Name) -> bool:
+        found = self.find(name.name)
+        return found is not None and found.volume_id == name.volume_id
 
     def _taken(self, taken: Name) -> AlreadyExistsError:
         return AlreadyExistsError(

@@ -74,7 +74,7 @@ class Pool:
         self.verifiers = PoolVerifiers(self._description, self._reload, self._points_of, world.monotonic)
         record_keys = self.keys.record_keys(self._description.algorithm, self.verifiers, self.ring)
         self.records = RecordStore(store, record_keys, world)
-        self.names = Names(store, self.records, self.keys, self.ring, self.follow)
+        self.names = Names(store, self.records, self.keys, self.ring, self.follow, self._description.revision)
 
     @property
     def role(self) -> Role:
@@ -116,10 +116,11 @@ class Pool:
         """Publish a change of who may write. See `change`."""
         self.change(change)
 
-    def follow(self) -> None:
-        """Look for a newer description: who may write, and which key seals now."""
+    def follow(self) -> Description:
+        """Look for a newer description, and give the newest: who may write, and which key seals now."""
         if newest_revision(self.store) != self._description.revision:
             self._reload()
+        return self._description
 
     def adopt_slot(self, slot_id: str, kind: SlotKind, member: Membership | None) -> None:
         """Take note that another slot holds these keys now: the one that opened the pool was rotated."""

@@ -149,9 +149,25 @@ def test_programs_that_opened_the_pool_before_go_on_beside_and_after_a_rotation(
     assert sealed_under(crowd.made.store, "name/") == {2}, "a name that is given later stands under the new key"
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_listing_that_a_whole_rotation_happens_in_shows_every_image(crowd: Crowd, moment: str) -> None:
+    hooked = HookedStore(crowd.made.store.opened_again())
+    pool = open_pool(hooked, crowd.reader, crowd.made.world)
+    rotated: list[int] = []
+
+    def meanwhile(when: str, method: str, key: str) -> None:
+        reading = (moment, "list", "name/") if moment == "after" else (moment, "get", "name/")
+        if (when, method) == reading[:2] and key.startswith(reading[2]) and not rotated:
+            rotated.append(rotate_pool(crowd.made.pool).key_id)
+
+    hooked.hook = meanwhile
+    assert [each.name for each in pool.names.everything()] == list(NAMES)
+    assert rotated == [2]
+
+
 def test_a_name_is_given_once_though_two_programs_seal_under_different_keys(crowd: Crowd) -> None:
     stale = crowd.made.again(crowd.writer)
-    stale.names._follow = lambda: None  # a program that was stopped between looking and putting
+    stale.names._follow = lambda: stale.description  # a program that was stopped between looking and putting
     rotate_pool(crowd.made.pool)
     create_volume(stale, IMAGES, "late", {"size_bytes": 1})
     with pytest.raises(AlreadyExistsError):
