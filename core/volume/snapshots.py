@@ -234,6 +234,8 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
     snapshot = records.get(name)
+    if not force:
+        _refuse_if_written(pool, info, keys, name)
     with _pinned_beside(pool, info, keys, records, snapshot):
         opened = open_image(pool, image, writable=True, options=ImageOptions(), force=force)
         try:
@@ -267,12 +269,11 @@ def _pinned_beside(
         records.remove(mine.name)
 
 
-def _refuse_if_written(pool: Pool, image: str, name: str) -> None:
-    info, keys = image_keys(pool, image)
-    owner = living_owner(OwnerLock(pool.store, VolumeNames(info.prefix), keys, image, pool.world), pool.world)
+def _refuse_if_written(pool: Pool, info: ImageInfo, keys: VolumeKeys, name: str) -> None:
+    owner = living_owner(OwnerLock(pool.store, VolumeNames(info.prefix), keys, info.name, pool.world), pool.world)
     if owner is not None:
         raise LockedError(
-            f"image {image} is open for writing by {owner.describe()}, which would go on as if nothing had happened. Unmount "
+            f"image {info.name} is open for writing by {owner.describe()}, which would go on as if nothing had happened. Unmount "
             f"and stop it, then go back to {name}; --force cuts it off instead"
         )
 

@@ -76,8 +76,8 @@ class WriterRequests:
     def wait_for_turn(self, sleep: Callable[[float], None]) -> None:
         """Wait while somebody else's request stands, but not for one that its asker must have forgotten."""
         seen, since = None, 0.0
-        while (standing := self._standing()) is not None:
-            now = self._world.monotonic()
+        until = self._world.monotonic() + limits.REQUEST_WAIT_S
+        while (standing := self._standing()) is not None and (now := self._world.monotonic()) < until:
             if standing != seen:
                 seen, since = standing, now
             request, answered = standing

@@ -194,7 +194,10 @@ def test_an_image_that_is_closed_while_it_holds_still_is_not_relied_on(pool, eag
     assert [len(list_snapshots(pool, name)) for name in NAMES] == [1, 1, 1], "another attempt found nobody writing"
 
 
-def test_a_writer_that_is_asked_for_something_else_all_the_time_is_named_and_nothing_is_made(pool, eager_writers):
+def test_a_writer_that_is_asked_for_something_else_all_the_time_is_named_and_nothing_is_made(
+    pool, eager_writers, monkeypatch
+):
+    monkeypatch.setattr(limits, "REQUEST_WAIT_S", 0.2)
     with open_for_writing(pool) as images:
         info, keys = image_keys(pool, "data")
         other = WriterRequests(pool.store, info.prefix, keys, pool.world)
