@@ -47,7 +47,7 @@ def collect_image(
 
     With `dry_run` only look. An image that is in use, or too damaged to be looked at, is left as it is and says so.
     """
-    pool.keys.require_writer("collecting an image")
+    pool.require_writer("collecting an image")
     info, keys = image_keys(pool, image)
     try:
         before = measure(pool, info, keys)

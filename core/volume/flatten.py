@@ -52,7 +52,7 @@ def flatten(
 
     UsageError if the image is no clone; LockedError if a living writer does not answer; IntegrityError if some of it cannot be read.
     """
-    pool.keys.require_writer("flattening a clone")
+    pool.require_writer("flattening a clone")
     info, keys = image_keys(pool, image)
     if info.base is None:
         raise UsageError(f"image {image!r} is no clone: it has nothing in common with another")

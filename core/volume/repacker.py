@@ -108,6 +108,8 @@ class Repacker:
         self._fruitless = 0
         self._leave_s = world.monotonic()
         self._advances = 0
+        self._looked_at = (0, 0, False)
+        self._looked_s = float("-inf")
         self._shown_s = world.monotonic()
         self._left = not self._base
 
@@ -146,14 +148,19 @@ class Repacker:
 
     def _step_bytes(self, *, idle: bool) -> int | None:
         """Do one thing; give the bytes moved, None if there was nothing to move."""
+        now_s = self._world.monotonic()
         self._leave_ancestors()
         if self._flatten and self._fruitless < _FRUITLESS and self.foreign_blocks():
             self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
-            if self._world.monotonic() - self._shown_s > limits.FLATTEN_CHECKPOINT_S:
-                self._shown_s = self._world.monotonic()
+            if now_s - self._shown_s > limits.FLATTEN_CHECKPOINT_S:
+                self._shown_s = now_s
                 self._checkpointer.run()
             return self._flatten_some()
         if not self._victims:
+            known = (self._writer.accepted, self._checkpointer.checkpoints_written, idle)
+            if known == self._looked_at and now_s - self._looked_s < limits.COLLECT_AGAIN_S:
+                return None
+            self._looked_at, self._looked_s = known, now_s
             if self._reclaim(limits.RECLAIM_IDLE_SHARE if idle else limits.RECLAIM_BUSY_SHARE):
                 return 0
             self._look(idle=idle)

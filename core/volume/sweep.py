@@ -55,7 +55,7 @@ class Swept:
 
 def sweep(pool: Pool, *, dry_run: bool = False) -> Swept:
     """Finish interrupted removals and delete strays; with `dry_run` only look. Fine to be run by several, at any time."""
-    pool.keys.require_writer("sweeping a pool")
+    pool.require_writer("sweeping a pool")
     swept = Swept()
     swept.removals = sum(1 for _ in pool.store.list(REMOVED)) if dry_run else finish_removals(pool)
     for family in _FAMILIES:
