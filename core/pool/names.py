@@ -29,6 +29,8 @@ from core.store.contract import ObjectExistsError, Store
 PREFIX: Final = "name/"
 VOLUME_ID_BYTES: Final = 16
 _TRIES: Final = 2
+_LOOKS: Final = 3
+"""Times a name is looked for while names are moved: one look learns of the new key, one may see a name in neither place, one finds it."""
 
 
 class VolumeKind(Enum):
@@ -95,16 +97,17 @@ class Names:
     def find(self, name: str) -> Name | None:
         """Look a name up, whatever it leads to; None if nothing has it."""
         check_image_name(name)
-        looked: set[str] = set()
-        while places := [place for place in self._places(name) if place not in looked]:
-            for place in places:
+        for _ in range(_LOOKS):
+            for place in self._places(name):
                 found = self._at(place)
                 if found is not None:
                     if found.name != name:
                         raise IntegrityError(f"{place} holds another name than it is stored under: it was swapped")
                     return found
-            looked.update(places)
-            self._follow()  # it may stand where a key puts it that came since
+            # It may have been moved between our looks, or stand where a key puts it that came since.
+            known, now = self._ring.newest()[0], self._follow()
+            if now.rotation is None and now.key_id == known:
+                return None
         return None
 
     def _at(self, place: str) -> Name | None:

@@ -11,6 +11,7 @@ from pool_world import Made, make_pool, passphrase
 
 from core.errors import AlreadyExistsError, KeyRefusedError, NotFoundError, UsageError
 from core.format.record import record_key_id
+from core.pool.description import Rotation
 from core.pool.key_files import KeyFile
 from core.pool.keyring import add_slot, drop_slot, rotate_slot, slots_of
 from core.pool.keys import Role
@@ -163,6 +164,37 @@ def test_a_listing_that_a_whole_rotation_happens_in_shows_every_image(crowd: Cro
     hooked.hook = meanwhile
     assert [each.name for each in pool.names.everything()] == list(NAMES)
     assert rotated == [2]
+
+
+def test_a_name_is_found_at_every_moment_of_a_rotation(crowd: Crowd) -> None:
+    hooked = HookedStore(crowd.made.store.opened_again())
+    pool = open_pool(hooked, crowd.reader, crowd.made.world)
+    looked = 0
+
+    def beside(when: str, method: str, key: str) -> None:
+        nonlocal looked
+        if when == "before" and method in ("put", "delete", "overwrite"):
+            looked += 1
+            assert pool.names.get("disk-b").volume_id
+
+    rotate_through(crowd.made.store, crowd.made.key_file, crowd.made.world, beside)
+    assert looked > 10
+    places = pool.names._places("disk-b")
+    gone: list[bytes] = []
+
+    def move_meanwhile(when: str, method: str, key: str) -> None:
+        if (when, method, key) == ("before", "get", places[1]) and gone:
+            crowd.made.store.put(places[0], gone.pop())
+            crowd.made.store.delete(places[1])
+
+    # The moment between two looks: it has not come to the new place when that is looked at, and has left the old one when that is.
+    crowd.made.pool.change(lambda now: now.next(rotation=Rotation(now.key_id, b"")))
+    gone.append(crowd.made.store.get(places[0]))
+    crowd.made.store.delete(places[0])
+    crowd.made.store.put(places[1], gone[0])
+    hooked.hook = move_meanwhile
+    assert pool.names.get("disk-b").name == "disk-b"
+    assert not gone
 
 
 def test_a_name_is_given_once_though_two_programs_seal_under_different_keys(crowd: Crowd) -> None:
