@@ -172,7 +172,7 @@ class _TreeRun:
         if before is not None and before.kind is EntryKind.DIRECTORY:
             known = {each.name: each for each in children(before, self._sink.fetch)}
         try:
-            found = sorted(self._source.entries(path), key=lambda each: each.name)
+            found = sorted(self._source.entries(path, entry), key=lambda each: each.name)
         except OSError as error:
             self._lost(path, error)
             return _Level(path, _Directory(replace(entry, unreadable=True)), iter(()), known)
@@ -200,7 +200,7 @@ class _TreeRun:
         try:
             with file.opening:
                 if file.reader is None:
-                    file.reader = self._source.open(file.path)
+                    file.reader = self._source.open(file.path, file.entry)
             data = file.reader.read(offset, length)
         except OSError as error:
             file.error = file.error or error

@@ -41,10 +41,10 @@ class TreeSource(Named, Protocol):
     def top(self) -> Entry:
         """Give the top directory; its name is empty."""
 
-    def entries(self, path: bytes) -> Iterator[Entry]:
+    def entries(self, path: bytes, directory: Entry) -> Iterator[Entry]:
         """Yield what a directory holds, in any order; OSError if it cannot be listed, `unreadable` entries for what cannot be looked at."""
 
-    def open(self, path: bytes) -> FileReader:
+    def open(self, path: bytes, file: Entry) -> FileReader:
         """Open a file; OSError if that fails."""
 
 
@@ -70,7 +70,7 @@ class DirectorySource:
         """Look at the directory itself."""
         return _entry(b"", self._top, os.stat(self._top))  # noqa: PTH116
 
-    def entries(self, path: bytes) -> Iterator[Entry]:
+    def entries(self, path: bytes, directory: Entry) -> Iterator[Entry]:  # noqa: ARG002  # the path says it
         """List a directory. What vanishes meanwhile is left out."""
         place = os.path.join(self._top, path)  # noqa: PTH118
         with os.scandir(place) as found:
@@ -82,7 +82,7 @@ class DirectorySource:
                 except FileNotFoundError:
                     continue
 
-    def open(self, path: bytes) -> "HostFile":
+    def open(self, path: bytes, file: Entry) -> "HostFile":  # noqa: ARG002  # the path says it
         """Open a file for reading; a link in its place is an error."""
         place = os.path.join(self._top, path)  # noqa: PTH118
         return HostFile(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK))

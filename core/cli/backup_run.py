@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
@@ -12,9 +13,9 @@ from core.backup.forget import forget, judge
 from core.backup.image_source import image_opener
 from core.backup.jobs import Job, find_job, read_jobs
 from core.backup.manifest import Manifest, Mode
-from core.backup.run import RunOptions, run_backup
+from core.backup.run import Progress, RunOptions, run_backup
 from core.backup.sources import FileSource
-from core.backup.tree_run import run_tree_backup
+from core.backup.tree_run import TreeOpener, run_tree_backup
 from core.backup.tree_source import DirectorySource
 from core.backup.vault import Vault, open_or_create_vault
 from core.backup.visit import Visit
@@ -25,9 +26,12 @@ from core.cli.output import Value, format_time, print_json, progress_bar
 from core.cli.session import Session
 from core.errors import BlockyardError, UsageError
 from core.format.compression import Compression
+from core.pool.names import VolumeKind
+from core.pool.pool import Pool
 from core.units import format_size
-from core.volume.images import image_names
 
+SOURCES = "blockyard.backup_sources"
+"""Entry point group by which other packages open what images are not: a function of session, pool and name that gives a TreeOpener."""
 INCOMPLETE = 3
 """Exit status of what was done but for something that could not be read."""
 
@@ -154,16 +158,33 @@ def _runs(
         return
     assert place.pool is not None, "a place is a path or in a pool"
     with session.pool(place.pool) as pool:
-        names = [place.name] if place.name is not None else image_names(pool)
+        names = [place.name] if place.name is not None else _everything(pool)
         for name in names:
             try:
                 with progress_bar(f"back up {name}") as report:
-                    yield run_backup(vault, image_opener(pool, name), options, report)
+                    yield _volume_backup(session, pool, name, vault, options, chunker, report)
             except BlockyardError as error:
                 if place.name is not None:
                     raise
                 click.echo(f"blockyard: {name}: {error}", err=True)
                 yield error
+
+
+def _everything(pool: Pool) -> list[str]:
+    """Name what of a pool is backed up."""
+    return [each.name for each in pool.names.everything() if each.kind is not VolumeKind.VAULT]
+
+
+def _volume_backup(
+    session: Session, pool: Pool, name: str, vault: Vault, options: RunOptions, chunker: str, report: Progress
+) -> Manifest:
+    found = pool.names.find(name)
+    if found is None or found.kind is VolumeKind.IMAGE:
+        return run_backup(vault, image_opener(pool, name), options, report)
+    for each in entry_points(group=SOURCES, name=found.kind.value):
+        tree: TreeOpener = each.load()(session, pool, name)
+        return run_tree_backup(vault, tree, options, report, _complain, chunker)
+    raise UsageError(f"{name!r} is {found.kind.with_article}, and nothing installed here can back it up")
 
 
 def _opened_directory(path: Path, session: Session, visit: Visit) -> DirectorySource:

@@ -152,10 +152,10 @@ def test_what_cannot_be_read_is_counted_marked_and_tried_again(tree: Path, tmp_p
     world = vault_world()
     honest = DirectorySource.open
 
-    def refuse(self: DirectorySource, path: bytes):
+    def refuse(self: DirectorySource, path: bytes, file: Entry):
         if path == b"deep/er/large":
             raise PermissionError(13, "Permission denied")
-        return honest(self, path)
+        return honest(self, path, file)
 
     monkeypatch.setattr(DirectorySource, "open", refuse)
     complaints: list[bytes] = []
