@@ -1,4 +1,4 @@
-"""`blockyard image …`: create, ls, info, du, mv, rm, resize, children, import, export."""
+"""`blockyard image …`: create, ls, info, du, mv, rm, resize."""
 
 import sys
 import time
@@ -6,15 +6,13 @@ from typing import Final
 
 import click
 
-from core.cli.clones import children, parent_facts
-from core.cli.collection import flatten, space_of
+from core.cli.clones import parent_facts
+from core.cli.collection import space_of
 from core.cli.options import SIZE, json_option, with_session
 from core.cli.output import Row, format_time, print_facts, print_json, print_table
 from core.cli.pool import algorithm_name
 from core.cli.session import Session
 from core.cli.snapshot_kinds import image_row
-from core.cli.streams import diff, export_diff, import_diff
-from core.cli.transfer import export, import_
 from core.config import split_image_reference, split_snapshot
 from core.errors import IntegrityError, UsageError
 from core.pool.pool import Pool
@@ -37,21 +35,7 @@ _DU_COLUMNS: Final = {
 }
 
 
-@click.group()
-def image() -> None:
-    """Make, list, copy and remove images."""
-
-
-image.add_command(import_)
-image.add_command(export)
-image.add_command(diff)
-image.add_command(export_diff)
-image.add_command(import_diff)
-image.add_command(children)
-image.add_command(flatten)
-
-
-@image.command()
+@click.command()
 @click.argument("image", metavar="IMAGE")
 @click.argument("size", type=SIZE)
 @json_option
@@ -67,7 +51,7 @@ def create(session: Session, image: str, size: int, as_json: bool) -> None:
         click.echo(f"made image {name} of {format_size(size)}")
 
 
-@image.command("ls")
+@click.command("ls")
 @click.argument("pool", metavar="POOL")
 @json_option
 @with_session
@@ -88,7 +72,7 @@ def list_(session: Session, pool: str, as_json: bool) -> None:
     )
 
 
-@image.command()
+@click.command()
 @click.argument("image", metavar="IMAGE")
 @json_option
 @with_session
@@ -131,7 +115,7 @@ def _snapshot_facts(opened: Pool, both: str) -> Row:
         }
 
 
-@image.command()
+@click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1)
 @click.option("--pool", help="Show every image of this pool.")
 @json_option
@@ -161,7 +145,7 @@ def du(session: Session, images: tuple[str, ...], pool: str | None, as_json: boo
     )
 
 
-@image.command()
+@click.command()
 @click.argument("image", metavar="IMAGE")
 @click.argument("new")
 @with_session
@@ -177,7 +161,7 @@ def mv(session: Session, image: str, new: str) -> None:
     click.echo(f"image {name} is called {new} now")
 
 
-@image.command()
+@click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Remove it even if it is in use or damaged.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -192,7 +176,7 @@ def rm(session: Session, images: tuple[str, ...], force: bool, yes: bool) -> Non
         click.echo(f"removed image {name}")
 
 
-@image.command()
+@click.command()
 @click.argument("image", metavar="IMAGE")
 @click.argument("size", type=SIZE)
 @click.option("--allow-shrink", is_flag=True, help="Let the image become smaller; what lies beyond is lost.")

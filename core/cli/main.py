@@ -11,27 +11,31 @@ from typing import Final, NoReturn
 
 import click
 
-from core.cli.backup import backup
-from core.cli.clones import clone
-from core.cli.collection import gc
-from core.cli.images import image
-from core.cli.keys import key
+from core.cli.lazy import LazyGroup
 from core.cli.options import PATH
-from core.cli.pool import pool
-from core.cli.scrub import mirror, scrub
 from core.cli.session import Session
-from core.cli.snapshots import snapshot
 from core.errors import BlockyardError, exit_status_of
 
 VERBS: Final = "blockyard.verbs"
 """Entry point group by which other packages add commands."""
 TRACEBACK: Final = "BLOCKYARD_TRACEBACK"
+_OWN: Final = {
+    "backup": "core.cli.backup:backup",
+    "clone": "core.cli.clones:clone",
+    "gc": "core.cli.collection:gc",
+    "image": "core.cli.image_group:image",
+    "key": "core.cli.keys:key",
+    "mirror": "core.cli.scrub:mirror",
+    "pool": "core.cli.pool:pool",
+    "scrub": "core.cli.scrub:scrub",
+    "snapshot": "core.cli.snapshots:snapshot",
+}
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
 
 
-class Verbs(click.Group):
-    """The top of the command: its own verbs, and those of other packages, which are imported only when they are called."""
+class Verbs(LazyGroup):
+    """The top of the command: its own verbs, and those of other packages. All are imported only when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Give the names of all verbs, sorted."""
@@ -58,7 +62,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, places=_OWN, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=PATH, help="Configuration file to read instead of the user's own.")
 @click.version_option(package_name="blockyard")
 @click.pass_context
@@ -69,17 +73,6 @@ def blockyard(context: click.Context, config: Path | None) -> None:
     rados://pool/prefix?conf=/etc/ceph/ceph.conf. An IMAGE is POOL/NAME; a URL's query stays at its end.
     """
     context.obj = Session(config_path=config)
-
-
-blockyard.add_command(pool)
-blockyard.add_command(key)
-blockyard.add_command(image)
-blockyard.add_command(gc)
-blockyard.add_command(snapshot)
-blockyard.add_command(clone)
-blockyard.add_command(backup)
-blockyard.add_command(scrub)
-blockyard.add_command(mirror)
 
 
 def run(arguments: Sequence[str]) -> int:

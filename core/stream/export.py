@@ -17,6 +17,7 @@ import numpy as np
 from core.errors import AlreadyExistsError, IntegrityError, LockedError, UsageError, WorldError
 from core.format.compression import DEFAULT_COMPRESSION, Compression, Compressor
 from core.pool.pool import Pool
+from core.stream import limits
 from core.stream.format import (
     SALT_BYTES,
     ChunkKind,
@@ -35,8 +36,8 @@ from core.stream.sealing import BY_THE_VOLUME, Leg, Sealing, StreamKeys, new_str
 from core.stream.writer import Position, Sealed, StreamWriter, Writable, seal_chunk
 from core.units import BLOCK_BYTES
 from core.volume.image import Image
-from core.volume.images import image_keys
-from core.volume.reading import reading
+from core.volume.images import image_keys, open_image
+from core.volume.options import ImageOptions
 from core.volume.snapshots import Snapshot, find_snapshot
 from core.volume.transfer import Progress
 
@@ -231,7 +232,9 @@ class _Export:
 
     @contextlib.contextmanager
     def _open(self, snapshot: Snapshot) -> Iterator[Image]:
-        with reading(self._pool, f"{self._request.image}@{snapshot.name}") as image:
+        options = ImageOptions(ram_cache_bytes=limits.CACHE_BYTES)
+        image = open_image(self._pool, f"{self._request.image}@{snapshot.name}", writable=False, options=options)
+        with contextlib.closing(image):
             if image.generation != snapshot.pin.generation:
                 raise UsageError(f"snapshot {snapshot.name} was made anew at this moment; export it again")
             yield image
