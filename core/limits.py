@@ -26,6 +26,8 @@ POOL_SLOTS: Final = 64
 """Key slots of one pool; opening by passphrase may try each."""
 POOL_WRITERS: Final = 256
 """Writers a pool's description lists, retired ones included."""
+POOL_MEMBERS: Final = 128
+"""Members that a pool's description lists: one for each slot, and what interrupted commands left."""
 POOL_KEYS: Final = 16
 """Keys of one pool that its slots hold: the newest, and the last ones before it."""
 VOLUME_KEYS: Final = 256
@@ -167,7 +169,8 @@ LOCK_LEASE_S: Final = 30.0
 assert SEGMENT_BLOCKS <= SEGMENT_FRAMES, "a frame holds at least one block"
 assert SEGMENT_BLOCKS * BLOCK_BYTES < SEGMENT_BYTES, "incompressible blocks with headers and index fit"
 assert SEGMENT_FRAMES * BLOCKS_PER_FRAME <= 1 << 16, "a position is 16 bits of a map entry"
-assert POOL_WRITERS * 128 < RECORD_BYTES, "a description with every writer fits in a record"
+assert POOL_MEMBERS >= 2 * POOL_SLOTS, "a member may be listed before its slot is there"
+assert POOL_WRITERS * 128 + POOL_MEMBERS * 64 < RECORD_BYTES, "a description with every writer fits in a record"
 assert REPACK_IDLE_BOUND + RECLAIM_IDLE_SHARE < 1.3, "what an idle image takes beside what is live"
 assert REPACK_IDLE_BOUND * REPACK_MOST_SHARE > 1, "when nothing may be chosen, what is left is within the bound"
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"

@@ -8,7 +8,7 @@ members alone; (d) the key that seals a revision is the one that seals every new
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -96,13 +96,18 @@ class Description:
         """Give the next revision, in which one more member is listed; the same if it is."""
         if any(each.id == member_id for each in self.members):
             return self
+        if len(self.members) >= limits.POOL_MEMBERS:
+            raise UsageError("the pool lists members without a slot; `blockyard key rotate-pool` clears them away")
         return self.next(members=(*self.members, Member(member_id, role)))
+
+    def without_members(self, member_ids: Collection[bytes]) -> "Description":
+        """Give the next revision, in which these are no members; the same if none of them is one."""
+        kept = tuple(each for each in self.members if each.id not in member_ids)
+        return self if kept == self.members else self.next(members=kept)
 
     def without_member(self, member_id: bytes) -> "Description":
         """Give the next revision, in which a member is none any more; the same if it is none."""
-        if not any(each.id == member_id for each in self.members):
-            return self
-        return self.next(members=tuple(each for each in self.members if each.id != member_id))
+        return self.without_members((member_id,))
 
     def with_points(self, writer_id: bytes, points: Points) -> "Description":
         """Give the next revision, in which a retired writer's objects end at these points."""
@@ -308,7 +313,7 @@ def _read(fields: RecordFields, revision: int) -> Description:
         algorithm,
         tuple(_read_writer(each) for each in fields.children("writers", limits.POOL_WRITERS)),
         fields.key_id,
-        tuple(_read_member(each) for each in _children(fields, "members", limits.POOL_SLOTS * 2)),
+        tuple(_read_member(each) for each in _children(fields, "members", limits.POOL_MEMBERS)),
         _read_rotation(fields),
     )
 

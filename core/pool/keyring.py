@@ -56,7 +56,12 @@ def add_slot(pool: Pool, opener: NewOpener, role: Role, label: str = "") -> Slot
     member = draw_membership(pool.keys, pool.world)
     pool.change(lambda description: description.with_member(member.id, role))
     keys = pool.keys.with_generations(_generations(pool)).for_role(role, seed)
-    return _put(pool, keys, opener, member, label)
+    info = _put(pool, keys, opener, member, label)
+    newest = pool.keys.with_generations(_generations(pool))
+    slot = find_slot(pool.store, info.id)
+    if newest.key_id > keys.key_id and slot is not None:  # a rotation looked for slots before this one was there
+        regrant(pool.store, info.id, slot, member, newest.for_role(role, seed), pool.world)
+    return info
 
 
 def _generations(pool: Pool) -> dict[int, bytes]:

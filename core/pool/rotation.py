@@ -14,7 +14,7 @@ Old keys stay in the slots (`limits.POOL_KEYS`), so that what a program that sle
 moves it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
@@ -72,9 +72,10 @@ class Rotated:
 
 @dataclass(slots=True)
 class _Count:
-    slots: int = 0
+    slots: set[str] = field(default_factory=set)
     records: int = 0
     left_out: set[str] = field(default_factory=set)
+    members: set[bytes] = field(default_factory=set)
 
 
 def rotate_pool(
@@ -96,7 +97,7 @@ def rotate_pool(
         _check_old_slots(pool, openers, leave_out)
         _draw(pool)
     key_id = _adopt_next(pool)
-    count = _Count()
+    count, listed = _Count(), {each.id for each in pool.description.members}
     _give_until_all_have_it(pool, key_id, openers, count)
     pool.change(lambda now: now.next(key_id=key_id) if now.key_id < key_id else now)
     for _ in range(_PASSES):
@@ -108,8 +109,14 @@ def rotate_pool(
         raise UsageError(
             "other programs keep writing records of the pool; run the rotation again when they have finished"
         )
-    pool.change(lambda now: now.next(rotation=None) if _is_ours(now, key_id) else now)
-    return Rotated(key_id, count.slots, count.records, tuple(sorted(count.left_out)))
+    without_slot = listed - count.members  # of commands that were cut short long ago
+    pool.change(lambda now: _done(now, without_slot) if _is_ours(now, key_id) else now)
+    return Rotated(key_id, len(count.slots), count.records, tuple(sorted(count.left_out)))
+
+
+def _done(description: Description, without_slot: Collection[bytes]) -> Description:
+    members = tuple(each for each in description.members if each.id not in without_slot)
+    return description.next(rotation=None, members=members)
 
 
 def _is_ours(description: Description, key_id: int) -> bool:
@@ -184,12 +191,13 @@ def _give(pool: Pool, key_id: int, openers: Sequence[Unlock], count: _Count) -> 
         if member is None:
             done = _carry_old_slot(pool, slot_id, slot, openers, count)
         elif any(each.id == member.id for each in pool.description.members):
+            count.members.add(member.id)
             done = _give_member(pool, slot_id, slot, member, key_id)
         else:
             count.left_out.add(slot_id)
             continue
         behind += done
-        count.slots += done
+        count.slots |= {slot_id} if done else set()
     return behind
 
 

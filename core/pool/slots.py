@@ -216,11 +216,17 @@ def read_grant(slot: Slot, slot_id: str, member: Membership) -> PoolKeys:
 
 
 def reload_grant(store: Store, slot_id: str, member: Membership) -> PoolKeys:
-    """Read the pool's keys out of a slot that was opened before. KeyRefusedError if it is there no more."""
+    """Read the pool's keys out of a slot that was opened before, or out of the one that its holder put in its place since.
+
+    KeyRefusedError if there is neither: it was removed.
+    """
     slot = find_slot(store, slot_id)
-    if slot is None:
-        raise KeyRefusedError(f"the key slot that opened the pool at {store.url} was removed since")
-    return read_grant(slot, slot_id, member)
+    if slot is not None:
+        return read_grant(slot, slot_id, member)
+    for other_id, other in read_slots(store):
+        if other.escrow == member.escrow:
+            return read_grant(other, other_id, member)
+    raise KeyRefusedError(f"the key slot that opened the pool at {store.url} was removed since")
 
 
 def regrant(store: Store, slot_id: str, slot: Slot, member: Membership, keys: PoolKeys, world: World) -> None:

@@ -137,7 +137,8 @@ class OwnerLock:
 
         Learns of newer keys of the volume. ReadOnlyError if our signing key was retired: then nothing may be written any more.
         """
-        with contextlib.suppress(IntegrityError):  # a bad record that somebody put must not stop a writer that is well
+        # A bad record that somebody put must not stop a writer that is well; nor must a key of the pool that its slot has not got.
+        with contextlib.suppress(IntegrityError, KeyRefusedError):
             self._volume_keys.refresh()
         if not self.is_ours():
             return False
