@@ -62,8 +62,11 @@ class Stream:
                 f"{self.reader.what} is sealed under the key of image {preamble.volume_id.hex()}, which was removed from this pool"
             ) from None
 
-    def contents(self) -> Generator[Data | Holes, None, None]:
-        """Yield what the stream holds in its order. At its end everything was checked: digests, structure, signature."""
+    def contents(self, *, look_only: bool = False) -> Generator[Data | Holes, None, None]:
+        """Yield what the stream holds in its order. At its end everything was checked: digests, structure, signature.
+
+        `look_only` spares unpacking the data, which is then given as it is packed.
+        """
         what, size_bytes = self.reader.what, self.head.size_bytes
         data = holes = 0
 
@@ -73,7 +76,7 @@ class Stream:
                 return None
             payload = chunk.payload(what)
             if kind is ChunkKind.DATA:
-                return unpack_data(payload, chunk.header.codec, size_bytes, what)
+                return unpack_data(payload, chunk.header.codec, size_bytes, what, look_only=look_only)
             if kind is ChunkKind.HOLES:
                 return Holes(unpack_holes(payload, size_bytes, what))
             return unpack_end(payload, what)
@@ -81,7 +84,7 @@ class Stream:
         with closing(in_order(opened, self.reader.chunks())) as items:
             for item in items:
                 if isinstance(item, Data):
-                    data += len(item.bytes)
+                    data += item.length
                     yield item
                 elif isinstance(item, Holes):
                     holes += sum(length for _, length in item.ranges)
@@ -94,7 +97,7 @@ class Stream:
 
     def check(self) -> bytes:
         """Read all of the stream and keep nothing; gives its digest."""
-        for _ in self.contents():
+        for _ in self.contents(look_only=True):
             pass
         return self.reader.position.digest
 

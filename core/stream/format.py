@@ -242,6 +242,7 @@ class Data:
     """Blocks: (offset, length) of extents, whole blocks each, and their bytes one after the other."""
 
     extents: tuple[tuple[int, int], ...]
+    length: int
     bytes: Buffer
 
 
@@ -252,8 +253,11 @@ def pack_data(offsets: Numbers, lengths: Numbers, packed: Buffer) -> bytes:
     return b"".join((len(table).to_bytes(4, "little"), table.tobytes(), packed))
 
 
-def unpack_data(payload: Buffer, codec: int, size_bytes: int, what: str) -> Data:
-    """Read the payload of a DATA chunk for an image of `size_bytes`; every length is checked before it is used."""
+def unpack_data(payload: Buffer, codec: int, size_bytes: int, what: str, *, look_only: bool = False) -> Data:
+    """Read the payload of a DATA chunk for an image of `size_bytes`; every length is checked before it is used.
+
+    `look_only` leaves the bytes as they are packed.
+    """
     view = memoryview(payload)
     count = int.from_bytes(view[:4], "little")
     end = 4 + count * _EXTENT.itemsize
@@ -264,7 +268,8 @@ def unpack_data(payload: Buffer, codec: int, size_bytes: int, what: str) -> Data
     length = int(table["length"].astype(np.uint64).sum())
     if length > limits.CHUNK_BLOCKS * BLOCK_BYTES:
         raise IntegrityError(f"{what} has a chunk of more data than a chunk holds: it was altered")
-    return Data(tuple(table.tolist()), unpack(codec, view[end:], length, what))
+    extents = tuple(table.tolist())
+    return Data(extents, length, view[end:] if look_only else unpack(codec, view[end:], length, what))
 
 
 def pack_holes(offsets: Numbers, lengths: Numbers) -> bytes:
