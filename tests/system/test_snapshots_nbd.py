@@ -1,6 +1,7 @@
 """Snapshots and clones beside real gateways: served read-only, taken under load, mounted by another kernel."""
 
 import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -174,6 +175,48 @@ def test_a_snapshot_under_load_holds_no_request_up_and_stays_as_it_is(directory_
     assert {name: digest(directory_pool, f"disk@{name}") for name in digests} == digests
     with directory_pool.serving("disk@a") as server:
         assert server.client().pread(4, 0) == b"mark"
+
+
+def fio(server: Server, checksum: str, *more: str) -> list[str]:
+    """Give a load of sixteen requests that fio verifies: where it writes and what is the same in every run, but for its checksums."""
+    return [
+        "fio", "--name=v", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=16", "--size=8m",
+        f"--verify={checksum}", "--verify_fatal=1", "--verify_state_save=0", "--serialize_overlap=1", "--randseed=4", *more,
+    ]  # fmt: skip
+
+
+def test_after_a_rollback_fio_finds_what_it_wrote_before_the_snapshot(directory_pool):
+    directory_pool.make_image("disk", 8 * MIB)
+    with directory_pool.serving("disk") as server:
+        run(*fio(server, "crc32c"))
+        blockyard(directory_pool, "snapshot", "create", "{}/disk@s")
+        run(*fio(server, "xxhash"))
+        assert run(*fio(server, "crc32c", "--verify_only"), check=False).returncode != 0
+    blockyard(directory_pool, "snapshot", "rollback", "{}/disk@s")
+    with directory_pool.serving("disk") as server:
+        run(*fio(server, "crc32c", "--verify_only"))
+
+
+def test_a_clone_is_flattened_below_a_load_that_verifies_and_then_stands_alone(directory_pool):
+    directory_pool.make_image("disk", 24 * MIB)
+    with directory_pool.serving("disk") as server:
+        run(*fio(server, "crc32c"))
+        rest = random.Random(5).randbytes(8 * MIB)
+        server.client().pwrite(rest, 16 * MIB)
+    blockyard(directory_pool, "snapshot", "create", "{}/disk@s")
+    blockyard(directory_pool, "clone", "{}/disk@s", "{}/copy")
+    with directory_pool.serving("copy") as server:
+        command = fio(server, "xxhash", "--rate=2m", "--fsync=64")
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as load:
+            blockyard(directory_pool, "image", "flatten", "{}/copy")
+            assert load.wait(60) == 0
+        facts = json.loads(blockyard(directory_pool, "image", "info", "{}/copy", "--json"))
+        assert facts["flattened"]
+        blockyard(directory_pool, "snapshot", "rm", "{}/disk@s")
+        blockyard(directory_pool, "image", "rm", "{}/disk")
+    with directory_pool.serving("copy") as server:
+        run(*fio(server, "xxhash", "--verify_only"))
+        assert server.client().pread(8 * MIB, 16 * MIB) == rest
 
 
 @pytest.mark.slow
