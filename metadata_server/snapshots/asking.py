@@ -2,10 +2,12 @@
 
 Where the server is: at $BLOCKYARD_METADATA_SERVER (with the certificates in $BLOCKYARD_METADATA_TLS), else at this user's default place. If
 nobody answers there and nobody else serves the filesystem either, this process serves it itself while it works, at the default place:
-mounts whose server has ended come back to it meanwhile, and go on with the next.
+mounts whose server has ended come back to it meanwhile, and go on with the next. A mount that begins meanwhile has found its server, and
+would start none: so that one is served to its end.
 """
 
 import errno
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ from metadata_server.tls import client_context
 
 SERVER: Final = "BLOCKYARD_METADATA_SERVER"
 TLS: Final = "BLOCKYARD_METADATA_TLS"
+_LOG: Final = logging.getLogger("blockyard.snapshots")
+_LOOK_S: Final = 0.25
 T = TypeVar("T")
 Facts = dict[str, Any]
 _ERRORS: Final[dict[int, type[BlockyardError]]] = {
@@ -95,7 +99,16 @@ def _served(filesystem: Filesystem, address: str) -> Iterator[None]:
     failure: list[BaseException] = []
 
     async def end(server: Server) -> None:
+        known = {row.session for row in server.tree.list_sessions()}
         await trio.to_thread.run_sync(stop.wait, abandon_on_cancel=True)
+        told = False
+        while {row.session for row in server.tree.list_sessions()} - known:
+            if not told:
+                _LOG.warning(
+                    "a mount came while this command served %s; it serves on until that ends", filesystem.info.name
+                )
+            told = True
+            await trio.sleep(_LOOK_S)
         server.stop()
 
     def serve() -> None:

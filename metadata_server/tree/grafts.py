@@ -226,7 +226,6 @@ class Graft:
             self._families.add(family)
             members = self._source.family_members(family)
         shares.join(self._state, family, members, copy.number)
-        shares.note_source(self._state, number)
         copy.flags |= SHARED
 
 

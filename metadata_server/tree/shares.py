@@ -22,8 +22,14 @@ def owners(state: State, inode: int) -> list[int]:
 
 
 def join(state: State, family: int, members: Iterable[int], new: int) -> None:
-    """Take a new file into a family, whose members are as its source tells; they may have gone since."""
-    state.rows.engine.put_shares([*((member, family) for member in members), (new, family)])
+    """Take a new file into a family, whose members are as its source tells; they may have gone since.
+
+    Or they are there and know nothing of it: the filesystem was rolled back to before they were copied.
+    """
+    known = list(members)
+    state.rows.engine.put_shares([*((member, family) for member in known), (new, family)])
+    for member in known:
+        note_source(state, member)
 
 
 def note_source(state: State, number: int) -> None:
