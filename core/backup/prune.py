@@ -90,8 +90,8 @@ class Prune:
         standing = {self._vault.names.pack_of(each.key): each.size_bytes for each in self._list_packs()}
         found = self._strays(standing)
         old = condemnations(self._vault)
+        catalog = load_catalog(self._vault)  # before the index, which then has everything that they need
         index = ChunkIndex(join_packs(load_indexes(self._vault).values()))
-        catalog = load_catalog(self._vault)
         strays = sorted(found.difference(index.names))
         needed, acquitted = self._needed(index, catalog.manifests, old)
         old = self._acquit(old, acquitted, dry_run=dry_run)

@@ -14,6 +14,7 @@ from core.backup.manifest import Manifest
 from core.backup.prune import PruneReport, prune
 from core.backup.retention import Policy
 from core.backup.run import DEFAULT_COMPRESSION
+from core.backup.tree_restore import tree_recovery_test
 from core.backup.vault import Vault, open_vault
 from core.backup.verify import Finding, recovery_test, verify
 from core.backup.visit import reading
@@ -32,7 +33,9 @@ RETENTION = tuple(each.name for each in fields(Policy))
 @click.command("verify")
 @click.argument("backup", metavar="POOL[/BACKUP]")
 @click.option("--no-data", is_flag=True, help="Check chains and tables alone; read no chunk.")
-@click.option("--restore", is_flag=True, help="Also restore images into a scratch image of the pool, and compare.")
+@click.option(
+    "--restore", is_flag=True, help="Also restore each into a scratch image of the pool, or a directory, and compare."
+)
 @json_option
 @with_session
 @status_of_failure
@@ -54,11 +57,14 @@ def verify_verb(session: Session, backup: str, no_data: bool, restore: bool, as_
             tested = 0
             hurt = {each.manifest.id for each in found.findings}
             for each in chosen if restore else []:
-                if each.id in hurt or each.source.kind.is_tree:
+                if each.id in hurt:
                     continue
                 try:
                     with progress_bar(f"recovery test of {each.key_part[:8]}") as report:
-                        recovery_test(visit, each, opened, image_options(session.settings(place.pool)), report)
+                        if each.source.kind.is_tree:
+                            tree_recovery_test(visit, each, report)
+                        else:
+                            recovery_test(visit, each, opened, image_options(session.settings(place.pool)), report)
                     tested += 1
                 except IntegrityError as error:
                     found.findings.append(Finding(each, str(error)))

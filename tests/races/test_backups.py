@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
@@ -116,7 +116,7 @@ def test_two_first_backups_of_the_same_bytes_beside_each_other() -> None:
     def story(scene: Scene) -> None:
         vaults = {host: vault_of(scene, host) for host in ("one", "other")}
         outcomes = scene.scheduler.act(
-            {host: lambda vault=vault: backed_up(vault, History(OLD, host, 50)) for host, vault in vaults.items()}
+            {host: partial(backed_up, vault, History(OLD, host, 50)) for host, vault in vaults.items()}
         )
         assert all(isinstance(each, Manifest) for each in outcomes.values()), outcomes
         check(scene, {each.id: OLD for each in outcomes.values()})

@@ -4,16 +4,17 @@ import os
 import random
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from core.backup import tree_restore as tree_module
 from core.backup.forget import forget
 from core.backup.manifest import Manifest
 from core.backup.run import RunOptions
 from core.backup.tree import Entry, EntryKind, entries_of, find_entry, pack_entry, pieces, top_entry
-from core.backup.tree_restore import restore_tree
+from core.backup.tree_restore import restore_tree, tree_recovery_test
 from core.backup.tree_run import run_tree_backup
 from core.backup.tree_source import DirectorySource
 from core.backup.visit import reading
@@ -146,6 +147,33 @@ def test_one_path_is_restored_alone(tree: Path, tmp_path: Path) -> None:
         restored(world, world.run(History(b"x")), tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert list(tmp_path.glob(".*.partial")) == []
+
+
+def test_the_recovery_test_of_a_tree_finds_a_byte_or_a_name_that_came_back_wrong(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = vault_world()
+    manifests = [backed_up(world, tree), backed_up(world, tree / "deep", "cdc")]
+    honest = tree_module._Restorer.restore
+
+    def spoilt(spoil: Callable[[bytes], None]):
+        def restore(self, top: Entry, place: bytes) -> None:
+            honest(self, top, place)
+            spoil(place)
+
+        return restore
+
+    with reading(world.vault) as visit:
+        for manifest in manifests:
+            tree_recovery_test(visit, manifest, silent)
+        for spoil, word in (
+            (lambda place: (Path(os.fsdecode(place)) / "sparse").write_bytes(bytes(5_000_000)), "other bytes"),
+            (lambda place: (Path(os.fsdecode(place)) / "deep/er/new").touch(), "other names"),
+            (lambda place: (Path(os.fsdecode(place)) / "deep/small3").write_bytes(b""), "small3.*other bytes"),
+        ):
+            monkeypatch.setattr(tree_module._Restorer, "restore", spoilt(spoil))
+            with pytest.raises(IntegrityError, match=word):
+                tree_recovery_test(visit, manifests[0], silent)
 
 
 def test_what_cannot_be_read_is_counted_marked_and_tried_again(tree: Path, tmp_path: Path, monkeypatch) -> None:
