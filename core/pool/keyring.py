@@ -57,11 +57,19 @@ def add_slot(pool: Pool, opener: NewOpener, role: Role, label: str = "") -> Slot
     pool.change(lambda description: description.with_member(member.id, role))
     keys = pool.keys.with_generations(_generations(pool)).for_role(role, seed)
     info = _put(pool, keys, opener, member, label)
-    newest = pool.keys.with_generations(_generations(pool))
-    slot = find_slot(pool.store, info.id)
-    if newest.key_id > keys.key_id and slot is not None:  # a rotation looked for slots before this one was there
-        regrant(pool.store, info.id, slot, member, newest.for_role(role, seed), pool.world)
+    _catch_up(pool, info, member, keys)
     return info
+
+
+def _catch_up(pool: Pool, info: SlotInfo, member: Membership, keys: PoolKeys) -> None:
+    """Give a new slot what a rotation gave all others, if it looked for slots before this one was there, and list its member still."""
+    newest = _generations(pool)
+    slot = find_slot(pool.store, info.id)
+    if slot is None:
+        return
+    if max(newest) > keys.key_id:
+        regrant(pool.store, info.id, slot, member, keys.with_generations(newest), pool.world)
+    pool.change(lambda description: description.with_member(member.id, info.role))
 
 
 def _generations(pool: Pool) -> dict[int, bytes]:

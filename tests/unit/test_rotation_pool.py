@@ -326,3 +326,36 @@ def test_a_rotation_moves_records_and_no_data(crowd: Crowd) -> None:
     rotate_through(store, crowd.made.key_file, crowd.made.world, count)
     assert {key: store.get(key) for key in data} == data
     assert written < 10_000
+
+
+def test_a_program_goes_on_though_its_holder_replaced_the_key_file_and_the_pool_was_rotated(crowd: Crowd) -> None:
+    program, holder = crowd.made.again(crowd.writer), crowd.made.again(crowd.writer)
+    saved: list[KeyFile] = []
+    rotate_slot(holder, saved.append)
+    rotate_pool(crowd.made.pool)
+    create_volume(program, IMAGES, "new", {"size_bytes": 1})
+    assert key_of(crowd.made.again(saved[0]), "new") == key_of(program, "new")
+
+
+def test_a_slot_that_is_added_while_the_pool_rotates_gets_the_new_key(crowd: Crowd) -> None:
+    hooked = HookedStore(crowd.made.store.opened_again())
+    adder = open_pool(hooked, crowd.made.key_file, crowd.made.world)
+    rotated: list[int] = []
+
+    def meanwhile(when: str, method: str, key: str) -> None:
+        if (when, method) == ("before", "put") and key.startswith("slot/") and not rotated:
+            rotated.append(rotate_pool(crowd.made.pool).key_id)
+
+    hooked.hook = meanwhile
+    saved: list[KeyFile] = []
+    add_slot(adder, saved.append, Role.READER)
+    assert rotated == [2]
+    assert [each.name for each in crowd.made.again(saved[0]).names.everything()] == list(NAMES)
+
+
+def test_members_that_an_interrupted_command_left_are_cleared_away(crowd: Crowd) -> None:
+    before = len(crowd.made.pool.description.members)
+    crowd.made.pool.change(lambda now: now.with_member(b"m" * 16, Role.READER))
+    rotate_pool(crowd.made.pool)
+    assert len(crowd.made.pool.description.members) == before
+    crowd.check(crowd.made.store)
