@@ -1,19 +1,42 @@
 """`blockyard gc`, `image flatten` and `image du` as their users run them."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
-from command import Command
 
-pytestmark = pytest.mark.system
+from core.cli.main import run
 
 MIB = 1 << 20
 
 
+class Command:
+    """The command in this process, on a pool in a directory."""
+
+    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.pool = f"file://{home}/pool"
+        self._capsys = capsys
+
+    def image(self, name: str) -> str:
+        return f"{self.pool}/{name}"
+
+    def run(self, *arguments: str | Path, status: int = 0) -> str:
+        """Run it and give its output; for a status other than 0, its error text."""
+        assert run([str(each) for each in arguments]) == status
+        said = self._capsys.readouterr()
+        return said.out if status == 0 else said.err
+
+    def json(self, *arguments: str | Path):
+        return json.loads(self.run(*arguments, "--json"))
+
+
 @pytest.fixture
-def blockyard(tmp_path: Path) -> Command:
-    command = Command(tmp_path)
+def blockyard(tmp_path: Path, monkeypatch, capsys) -> Command:
+    for name in [name for name in os.environ if name.startswith(("BLOCKYARD_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = Command(tmp_path, capsys)
     command.run("pool", "create", command.pool)
     return command
 
