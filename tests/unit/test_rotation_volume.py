@@ -6,6 +6,8 @@ from pool_world import Clock, Made, driven_world, make_pool
 
 from core import limits
 from core.errors import FencedError, IntegrityError, LockedError, ReadOnlyError, UsageError
+from core.filesystem.filesystems import create_filesystem, open_filesystem
+from core.filesystem.serving import MetadataRecords
 from core.format.header import unpack_header
 from core.format.record import record_key_id
 from core.pool.keyring import drop_slot
@@ -16,6 +18,7 @@ from core.pool.volume_keys import retire_volume_keys, rotate_volume_key
 from core.pool.volumes import IMAGES
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
+from core.volume.clones import create_clone
 from core.volume.image import Image
 from core.volume.images import create_image, image_keys, open_image
 from core.volume.key_usage import key_status, objects_under_old_keys, retire_keys
@@ -281,3 +284,33 @@ def test_a_retired_writer_opens_nothing_for_writing(made: Made) -> None:
     with pytest.raises(ReadOnlyError, match="retired"):
         create_image(writer, "more", SIZE)
     assert blocks_of(made.pool, 1)
+
+
+def test_the_key_of_a_filesystem_changes_beside_what_its_server_remembers(made: Made) -> None:
+    create_filesystem(made.pool, "home")
+    filesystem = open_filesystem(made.pool, "home")
+    MetadataRecords(filesystem).put(0, b"d" * 16, "/srv")
+    early = MetadataRecords(filesystem)
+    assert rotate_volume_key(made.pool, "home").now == 2
+    again = MetadataRecords(open_filesystem(made.again(made.key_file), "home"))
+    again.put(1, b"e" * 16, "/srv/new")
+    for records in (again, early):
+        newest = records.newest()
+        assert newest is not None and newest.database_id == b"e" * 16
+    status = key_status(made.pool, "home")
+    assert {key_id: usage.objects for key_id, usage in status.usage.items()} == {1: 1, 2: 1}
+    with pytest.raises(UsageError, match="filesystem"):
+        retire_keys(made.pool, "home")
+
+
+def test_a_clone_reads_what_its_parent_wrote_under_keys_of_before_and_after(made: Made) -> None:
+    write_blocks(made.pool, 1)
+    rotate_volume_key(made.pool, "disk")
+    write_blocks(made.pool, 2)
+    create_snapshot(made.pool, "disk", "base")
+    create_clone(made.pool, "disk", "base", "copy")
+    rotate_volume_key(made.pool, "disk")
+    rotate_pool(made.pool)
+    write_blocks(made.pool, 3)
+    assert retire_keys(made.pool, "disk").gone == ()
+    assert blocks_of(made.again(made.key_file), 1, 2, name="copy")
