@@ -21,7 +21,7 @@ import trio
 
 from core.allocator import tune_allocator
 from core.cli.session import Session
-from core.config import PoolSettings, split_image_reference, split_snapshot
+from core.config import PoolSettings, ScrubSettings, split_image_reference, split_snapshot
 from core.errors import BlockyardError, UsageError, WorldError
 from core.filesystem.file_log import FileLog, FileReader
 from core.filesystem.filesystems import Filesystem, open_filesystem
@@ -30,6 +30,7 @@ from core.limits import KEY_REFRESH_S
 from core.pool.connect import find_opener
 from core.pool.pool import Pool, open_pool
 from core.pool.slots import Passphrase
+from core.scrub.background import BackgroundScrub
 from core.store.factory import open_store
 from core.volume.images import image_options
 from gateway_fuse import kernel, limits
@@ -77,7 +78,9 @@ def serve_mount(session: Session, order: MountOrder, ready: Callable[[], None]) 
         if not order.options.mount.readonly:
             pool.keys.require_writer("mounting a filesystem for writing; -o ro does not need it:")
         home = filesystem.info.volume_id if snapshot is None else snapshot.id
-        trio.run(MountProgram(session, order, settings, filesystem, home, passphrase, ready).run)
+        # Scrubbing is the metadata server's; a mount mends what it meets itself.
+        with BackgroundScrub(pool, ScrubSettings(), (), logging.getLogger("blockyard.scrub").warning):
+            trio.run(MountProgram(session, order, settings, filesystem, home, passphrase, ready).run)
     finally:
         pool.close()
 
