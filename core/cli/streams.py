@@ -10,9 +10,10 @@ import click
 from core.cli.options import PATH, json_option, with_session
 from core.cli.output import Row, print_json, progress_bar
 from core.cli.session import Session
-from core.config import Settings, split_image_reference, split_snapshot
+from core.config import split_image_reference, split_snapshot
 from core.crypto.derive import KEY_BYTES
 from core.errors import UsageError
+from core.format.compression import Compression
 from core.pool.connect import read_passphrase_fd, read_passphrase_file
 from core.pool.slots import Passphrase
 from core.stream.contents import Trust
@@ -79,7 +80,7 @@ def diff(session: Session, older: str, newer: str, as_json: bool) -> None:
 @click.option("--plain", is_flag=True, help="Seal nothing: whoever gets the stream can read it.")
 @_PASSPHRASE_FILE
 @_PASSPHRASE_FD
-@click.option("--compression", help="Such as zstd:1, zstd:3, lz4 or none.")
+@click.option("--compression", help="Pack the data anew, such as by zstd:9 or none; else it goes as it is stored.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted export left beside the file.")
 @json_option
@@ -104,15 +105,14 @@ def export_diff(
     sealing = Sealing(plain, _passphrase(seal_passphrase_file, seal_passphrase_fd))
     if plain and sealing.passphrase is not None:
         raise UsageError("a stream is plain or sealed under a passphrase, not both")
-    session = session.with_arguments(Settings(compression=compression))
-    options = image_options(session.settings(split_image_reference(snapshot)[0]))
+    packing = Compression.parse(compression) if compression is not None else None
     with session.pool_of_image(snapshot) as (opened, reference):
         image, name = split_snapshot(reference)
         if name is None:
             raise UsageError(
                 f"{snapshot} names no snapshot; a stream leads to one: write {snapshot}@NAME (`blockyard snapshot create` makes one)"
             )
-        request = Request(image, name, _base_name(image, base), sealing, options.compression)
+        request = Request(image, name, _base_name(image, base), sealing, packing)
         with progress_bar(f"export {reference}") as report:
             if target == _STANDARD:
                 _refuse(overwrite, resume)

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
+from core.crypto.aead import Buffer
 from core.crypto.signature import Verifiers, writer_id_of
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, KeyRefusedError, NotFoundError, UsageError
@@ -62,29 +63,30 @@ class Stream:
                 f"{self.reader.what} is sealed under the key of image {preamble.volume_id.hex()}, which was removed from this pool"
             ) from None
 
-    def contents(self, *, look_only: bool = False) -> Generator[Data | Holes, None, None]:
+    def contents(self, *, look_only: bool = False) -> Generator[tuple[Data, Buffer] | Holes, None, None]:
         """Yield what the stream holds in its order. At its end everything was checked: digests, structure, signature.
 
-        `look_only` spares unpacking the data, which is then given as it is packed.
+        Data comes with its bytes, empty with `look_only`, which spares unpacking them.
         """
         what, size_bytes = self.reader.what, self.head.size_bytes
         data = holes = 0
 
-        def opened(chunk: Chunk) -> Data | Holes | End | None:
+        def opened(chunk: Chunk) -> tuple[Data, Buffer] | Holes | End | None:
             kind = chunk.header.kind
             if kind is ChunkKind.LEG:
                 return None
             payload = chunk.payload(what)
             if kind is ChunkKind.DATA:
-                return unpack_data(payload, chunk.header.codec, size_bytes, what, look_only=look_only)
+                found = unpack_data(payload, size_bytes, what)
+                return found, b"" if look_only else found.unpack(what)
             if kind is ChunkKind.HOLES:
                 return Holes(unpack_holes(payload, size_bytes, what))
             return unpack_end(payload, what)
 
         with closing(in_order(opened, self.reader.chunks())) as items:
             for item in items:
-                if isinstance(item, Data):
-                    data += item.length
+                if isinstance(item, tuple):
+                    data += item[0].length
                     yield item
                 elif isinstance(item, Holes):
                     holes += sum(length for _, length in item.ranges)

@@ -17,7 +17,6 @@ import numpy as np
 from core.errors import AlreadyExistsError, IntegrityError, LockedError, UsageError, WorldError
 from core.format.compression import DEFAULT_COMPRESSION, Compression, Compressor
 from core.pool.pool import Pool
-from core.stream import limits
 from core.stream.format import (
     SALT_BYTES,
     ChunkKind,
@@ -29,6 +28,7 @@ from core.stream.format import (
     pack_head,
     pack_holes,
 )
+from core.stream.gather import gather, packed_anew
 from core.stream.in_order import in_order
 from core.stream.plan import PLAN, Blocks, Holes, plan
 from core.stream.reader import StreamReader
@@ -62,7 +62,8 @@ class Request:
     snapshot: str
     base: str | None = None
     sealing: Sealing = BY_THE_VOLUME
-    compression: Compression = DEFAULT_COMPRESSION
+    compression: Compression | None = None
+    """How the data is to be packed; None: as it is stored, which is the quickest."""
 
 
 def export_stream(pool: Pool, request: Request, target: Writable, progress: Progress) -> Exported:
@@ -137,7 +138,7 @@ class _Export:
         self._pool = pool
         self._request = request
         self._progress = progress
-        self._compressor = Compressor(request.compression)
+        self._compressor = Compressor(DEFAULT_COMPRESSION)
         self._keys = image_keys(pool, request.image)[1]
         assert self._keys.signer is not None, "a writer's key was asked for"
         self._signer = self._keys.signer
@@ -191,13 +192,13 @@ class _Export:
         if part is None:
             keys = new_stream(self._request.sealing, self._keys, self._signer.public_key, self._pool.world)
             writer, leg = StreamWriter(target, keys), keys.leg(keys.preamble.salt)
-            writer.put(seal_chunk(leg, ChunkKind.HEAD, 0, 0, pack_head(self._head)))
+            writer.put(seal_chunk(leg, ChunkKind.HEAD, 0, pack_head(self._head)))
         else:
             salt = self._pool.world.random_bytes(SALT_BYTES)
             writer, leg = StreamWriter(target, part.keys, part.position), part.keys.leg(salt)
-            writer.put(seal_chunk(Leg(None, b""), ChunkKind.LEG, 0, writer.position.sequence, salt))
+            writer.put(seal_chunk(Leg(None, b""), ChunkKind.LEG, writer.position.sequence, salt))
         end = self._write_contents(writer, leg, 0 if part is None else part.contents)
-        writer.put(seal_chunk(leg, ChunkKind.END, 0, writer.position.sequence, pack_end(end)))
+        writer.put(seal_chunk(leg, ChunkKind.END, writer.position.sequence, pack_end(end)))
         writer.sign(self._signer)
         head = self._head if part is None else part.head
         return Exported(head, end.data_bytes, end.hole_bytes, writer.position.bytes)
@@ -232,7 +233,7 @@ class _Export:
 
     @contextlib.contextmanager
     def _open(self, snapshot: Snapshot) -> Iterator[Image]:
-        options = ImageOptions(ram_cache_bytes=limits.CACHE_BYTES)
+        options = ImageOptions(ram_cache_bytes=0)  # each frame is read once
         image = open_image(self._pool, f"{self._request.image}@{snapshot.name}", writable=False, options=options)
         with contextlib.closing(image):
             if image.generation != snapshot.pin.generation:
@@ -242,12 +243,12 @@ class _Export:
     def _seal(self, image: Image, leg: Leg, sequence: int, piece: Holes | Blocks) -> Sealed:
         """Read and seal one chunk, in any thread."""
         if isinstance(piece, Holes):
-            return seal_chunk(leg, ChunkKind.HOLES, 0, sequence, pack_holes(piece.first * _BLOCK, piece.count * _BLOCK))
-        data = bytearray(len(piece.entries) * BLOCK_BYTES)
-        image.read_places(piece.entries.tolist(), memoryview(data))
-        codec, packed = self._compressor.pack(data)
-        payload = pack_data(piece.first * _BLOCK, piece.count * _BLOCK, packed)
-        return seal_chunk(leg, ChunkKind.DATA, codec, sequence, payload)
+            return seal_chunk(leg, ChunkKind.HOLES, sequence, pack_holes(piece.first * _BLOCK, piece.count * _BLOCK))
+        parts = gather(image.read_frames, piece.entries, self._compressor)
+        if self._request.compression is not None:
+            parts = packed_anew(parts, self._request.compression)
+        payload = pack_data(piece.first * _BLOCK, piece.count * _BLOCK, parts)
+        return seal_chunk(leg, ChunkKind.DATA, sequence, payload)
 
 
 def _named(snapshot: Snapshot) -> SnapshotName:

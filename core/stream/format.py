@@ -5,7 +5,7 @@ another order shows where it happened; the last one carries a signature over tha
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -33,11 +33,13 @@ _PREAMBLE: Final = struct.Struct("<8sHBBI16s16s32s32sIII4x")
 BOUND_BYTES: Final = _PREAMBLE.size
 """Of the preamble: what the keys of a stream are bound to. The check of the key follows."""
 PREAMBLE_BYTES: Final = BOUND_BYTES + KEY_BYTES
-_CHUNK: Final = struct.Struct("<BBHIQ")
+_CHUNK: Final = struct.Struct("<B3sIQ")
 CHUNK_HEADER_BYTES: Final = _CHUNK.size
 CHECK_BYTES: Final = 16
 SIGNED_PREFIX: Final = b"blockyard image stream v1\0"
 _EXTENT: Final = np.dtype([("offset", "<u8"), ("length", "<u4")])
+_PART: Final = np.dtype([("codec", "<u4"), ("length", "<u4"), ("packed", "<u4")])
+_COUNTS_BYTES: Final = 8
 _HOLE: Final = np.dtype([("offset", "<u8"), ("length", "<u8")])
 
 Numbers = npt.NDArray[np.uint64]
@@ -117,24 +119,23 @@ def unpack_preamble(data: bytes, what: str) -> Preamble:
 
 @dataclass(frozen=True, slots=True)
 class ChunkHeader:
-    """What stands before a chunk's body. `codec` says how the data of a DATA chunk is packed; 0 in others."""
+    """What stands before a chunk's body."""
 
     kind: ChunkKind
-    codec: int
     body_bytes: int
     sequence: int
 
     def pack(self) -> bytes:
         """Give the 16 bytes of the header."""
-        return _CHUNK.pack(self.kind, self.codec, 0, self.body_bytes, self.sequence)
+        return _CHUNK.pack(self.kind, bytes(3), self.body_bytes, self.sequence)
 
 
 def unpack_chunk_header(data: bytes, sequence: int, what: str) -> ChunkHeader:
     """Read the header of the chunk that must be number `sequence`; its length is bounded."""
-    kind, codec, reserved, body_bytes, found = _CHUNK.unpack(data)
-    if kind not in list(ChunkKind) or reserved or found != sequence or body_bytes > limits.BODY_BYTES:
+    kind, reserved, body_bytes, found = _CHUNK.unpack(data)
+    if kind not in list(ChunkKind) or any(reserved) or found != sequence or body_bytes > limits.BODY_BYTES:
         raise IntegrityError(f"{what} has no chunk {sequence} where it must be: it was altered, or is no whole stream")
-    return ChunkHeader(ChunkKind(kind), codec, body_bytes, found)
+    return ChunkHeader(ChunkKind(kind), body_bytes, found)
 
 
 def first_digest(preamble: bytes) -> bytes:
@@ -238,38 +239,69 @@ def unpack_end(payload: Buffer, what: str) -> End:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some of a chunk's bytes: `length` of them, packed by a codec, as in a frame."""
+
+    codec: int
+    length: int
+    packed: Buffer
+
+    def unpack(self, what: str) -> Buffer:
+        """Give the bytes; IntegrityError naming `what` if they are not as many."""
+        return unpack(self.codec, self.packed, self.length, what)
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
-    """Blocks: (offset, length) of extents, whole blocks each, and their bytes one after the other."""
+    """Blocks: (offset, length) of extents, whole blocks each, and their bytes one after the other, in parts."""
 
     extents: tuple[tuple[int, int], ...]
     length: int
-    bytes: Buffer
+    parts: tuple[Part, ...]
+
+    def unpack(self, what: str) -> Buffer:
+        """Give the bytes of all extents."""
+        if len(self.parts) == 1:
+            return self.parts[0].unpack(what)
+        return b"".join(part.unpack(what) for part in self.parts)
 
 
-def pack_data(offsets: Numbers, lengths: Numbers, packed: Buffer) -> bytes:
-    """Give the payload of a DATA chunk; `packed` are the extents' bytes under the codec that the header names."""
-    table = np.zeros(len(offsets), _EXTENT)
-    table["offset"], table["length"] = offsets, lengths
-    return b"".join((len(table).to_bytes(4, "little"), table.tobytes(), packed))
+def pack_data(offsets: Numbers, lengths: Numbers, parts: Sequence[Part]) -> bytes:
+    """Give the payload of a DATA chunk."""
+    extents = np.zeros(len(offsets), _EXTENT)
+    extents["offset"], extents["length"] = offsets, lengths
+    table = np.array([(part.codec, part.length, len(part.packed)) for part in parts], _PART)
+    counts = np.array([len(extents), len(table)], "<u4")
+    return b"".join((counts.tobytes(), extents.tobytes(), table.tobytes(), *(part.packed for part in parts)))
 
 
-def unpack_data(payload: Buffer, codec: int, size_bytes: int, what: str, *, look_only: bool = False) -> Data:
-    """Read the payload of a DATA chunk for an image of `size_bytes`; every length is checked before it is used.
-
-    `look_only` leaves the bytes as they are packed.
-    """
+def unpack_data(payload: Buffer, size_bytes: int, what: str) -> Data:
+    """Read the payload of a DATA chunk for an image of `size_bytes`; every length is checked, and nothing is unpacked yet."""
     view = memoryview(payload)
-    count = int.from_bytes(view[:4], "little")
-    end = 4 + count * _EXTENT.itemsize
-    if not 1 <= count <= limits.CHUNK_BLOCKS or end > len(view):
-        raise IntegrityError(f"{what} has a chunk of data that does not fit together: it was altered")
-    table = np.frombuffer(view[4:end], _EXTENT)
-    _check_ranges(table["offset"], table["length"], size_bytes, what)
-    length = int(table["length"].astype(np.uint64).sum())
-    if length > limits.CHUNK_BLOCKS * BLOCK_BYTES:
-        raise IntegrityError(f"{what} has a chunk of more data than a chunk holds: it was altered")
-    extents = tuple(table.tolist())
-    return Data(extents, length, view[end:] if look_only else unpack(codec, view[end:], length, what))
+    misfit = IntegrityError(f"{what} has a chunk of data that does not fit together: it was altered")
+    if len(view) < _COUNTS_BYTES:
+        raise misfit
+    extents, parts = np.frombuffer(view[:_COUNTS_BYTES], "<u4").tolist()
+    if not 1 <= extents <= limits.CHUNK_BLOCKS or not 1 <= parts <= limits.CHUNK_BLOCKS:
+        raise misfit
+    middle = _COUNTS_BYTES + extents * _EXTENT.itemsize
+    end = middle + parts * _PART.itemsize
+    if end > len(view):
+        raise misfit
+    places = np.frombuffer(view[_COUNTS_BYTES:middle], _EXTENT)
+    _check_ranges(places["offset"], places["length"], size_bytes, what)
+    length = sum(places["length"].tolist())
+    table = np.frombuffer(view[middle:end], _PART)
+    if length > limits.CHUNK_BLOCKS * BLOCK_BYTES or sum(table["length"].tolist()) != length:
+        raise misfit
+    at = end
+    found = []
+    for codec, unpacked, packed in table.tolist():
+        found.append(Part(codec, unpacked, view[at : at + packed]))
+        at += packed
+    if at != len(view):
+        raise misfit
+    return Data(tuple(places.tolist()), length, tuple(found))
 
 
 def pack_holes(offsets: Numbers, lengths: Numbers) -> bytes:

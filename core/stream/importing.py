@@ -23,7 +23,7 @@ from core.errors import (
 )
 from core.pool.pool import Pool
 from core.stream.contents import BY_THE_POOL, Stream, Trust
-from core.stream.format import Data, Head
+from core.stream.format import Head
 from core.volume.diff import changed_content, changed_ranges
 from core.volume.image import Image
 from core.volume.images import image_keys, open_image
@@ -234,10 +234,10 @@ class _Importing:
         size_bytes = stream.head.size_bytes
         with contextlib.closing(stream.contents()) as contents:
             for piece in contents:
-                if isinstance(piece, Data):
-                    view = memoryview(piece.bytes)
+                if isinstance(piece, tuple):
+                    view = memoryview(piece[1])
                     at = 0
-                    for offset, length in piece.extents:
+                    for offset, length in piece[0].extents:
                         image.write(offset, view[at : at + min(length, size_bytes - offset)])
                         at += length
                 else:

@@ -12,16 +12,11 @@ BODY_BYTES: Final = MIB + 64 * KIB
 """Bytes of one chunk's body; a larger length in a stream is refused before anything is read for it."""
 HEAD_BYTES: Final = 16 * KIB
 """Bytes of the map with which a stream begins, and of the one with which it ends."""
-WINDOW_BLOCKS: Final = 1 << 16
-"""Changed blocks that are put in the order of the log before they are read (256 MiB of them; 1 MiB of memory)."""
-CACHE_BYTES: Final = 16 * MIB
-"""Frames in memory of an export, which reads each of them once: a larger cache only costs the touching of its memory."""
+WINDOW_BLOCKS: Final = 1 << 18
+"""Changed blocks that are put in the order of the log before they are read (1 GiB of them; some 20 MiB of memory)."""
 WORK_THREADS: Final = 4
 CHUNKS_AHEAD: Final = 8
 """Chunks that are read and sealed, or opened, ahead of the one whose turn it is."""
 
-assert CHUNK_BLOCKS * (BLOCK_BYTES + 12) + 32 <= BODY_BYTES, "a chunk of data that does not compress has room"
-assert WORK_THREADS * CHUNK_BLOCKS * BLOCK_BYTES < CACHE_BYTES, (
-    "what is fetched ahead for a chunk stays until it is read"
-)
+assert CHUNK_BLOCKS * (BLOCK_BYTES + 24) + 32 <= BODY_BYTES, "a chunk of data that does not compress has room"
 assert CHUNK_HOLES * 16 + 32 <= BODY_BYTES, "so has a chunk of holes"

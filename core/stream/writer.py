@@ -31,9 +31,9 @@ class Sealed:
     body: Buffer
 
 
-def seal_chunk(leg: Leg, kind: ChunkKind, codec: int, sequence: int, payload: bytes) -> Sealed:
+def seal_chunk(leg: Leg, kind: ChunkKind, sequence: int, payload: bytes) -> Sealed:
     """Make a chunk; what takes time of writing one, for any thread."""
-    header = ChunkHeader(kind, codec, len(payload) + leg.overhead_bytes, sequence).pack()
+    header = ChunkHeader(kind, len(payload) + leg.overhead_bytes, sequence).pack()
     return Sealed(header, leg.seal(sequence, header, payload))
 
 

@@ -293,6 +293,10 @@ class FrameReader:
             self.cache.add(key + frame - number, run[-1])
         return run
 
+    def read_frames(self, key: int, count: int) -> list[OpenFrame]:
+        """Read frames of a published segment, up to `count` and at least one, from `key` (a map entry without its slot) on."""
+        return self._fetch(key >> (POSITION_BITS - SLOT_BITS), key, count, None)
+
     def _await_flight(self, key: int) -> bool:
         """If read-ahead is fetching a frame, wait until it has it or gave up; say whether it was."""
         flight = self._flights.get(key)

@@ -16,6 +16,7 @@ from typing import Final
 
 from core import limits
 from core.errors import BlockyardError, IntegrityError, ReadOnlyError, StoreError, UsageError
+from core.format.frame import OpenFrame
 from core.store.contract import Buffer
 from core.units import BLOCK_BYTES
 from core.volume.block_map import BlockMap, Entries
@@ -245,10 +246,12 @@ class Image:
         self._check_range(offset, length)
         return entry_extents(self._map, self._entries, offset, length)
 
-    def read_places(self, entries: list[int], out: memoryview) -> None:
-        """Fill `out`, 4096 bytes an entry, with what entries of this image's map point at; quickest in the order of the log."""
-        self.reader.prefetch(entries)
-        self._patience.ask(self.reader.read_entries, entries, out)
+    def read_frames(self, key: int, count: int) -> list[OpenFrame]:
+        """Read up to `count` frames as they are stored that follow one another, from `key` (a map entry without its slot) on; at least one.
+
+        For a snapshot, or another state that nobody writes to.
+        """
+        return self._patience.ask(self.reader.read_frames, key, count)
 
     def map_view(self) -> MapView:
         """Give the block map of this moment, for a walk over all of it."""

@@ -13,6 +13,7 @@ from core.stream.format import (
     ChunkKind,
     End,
     Head,
+    Part,
     SnapshotName,
     pack_data,
     pack_end,
@@ -65,12 +66,12 @@ def written():
     keys = new_stream(Sealing(), KEYS, SIGNER.public_key, world)
     writer, leg = StreamWriter(target, keys), keys.leg(keys.preamble.salt)
     holes = pack_holes(numbers(5 * BLOCK), numbers(2 * BLOCK))
-    writer.put(seal_chunk(leg, ChunkKind.HEAD, 0, 0, pack_head(HEAD)))
-    writer.put(seal_chunk(leg, ChunkKind.HOLES, 0, 1, holes))
-    writer.put(seal_chunk(Leg(None, b""), ChunkKind.LEG, 0, 2, bytes([9]) * 32))
+    writer.put(seal_chunk(leg, ChunkKind.HEAD, 0, pack_head(HEAD)))
+    writer.put(seal_chunk(leg, ChunkKind.HOLES, 1, holes))
+    writer.put(seal_chunk(Leg(None, b""), ChunkKind.LEG, 2, bytes([9]) * 32))
     leg = keys.leg(bytes([9]) * 32)
-    writer.put(seal_chunk(leg, ChunkKind.HOLES, 0, 3, holes))
-    writer.put(seal_chunk(leg, ChunkKind.END, 0, 4, pack_end(End(4, 0, 4 * BLOCK))))
+    writer.put(seal_chunk(leg, ChunkKind.HOLES, 3, holes))
+    writer.put(seal_chunk(leg, ChunkKind.END, 4, pack_end(End(4, 0, 4 * BLOCK))))
     writer.sign(SIGNER)
     return target.getvalue()
 
@@ -106,23 +107,31 @@ def test_ranges_that_are_not_blocks_of_the_image_are_refused(offsets, lengths):
         unpack_holes(pack_holes(numbers(*offsets), numbers(*lengths)), 10 * BLOCK - 1, "s")
     if lengths[0] < 1 << 32:
         with pytest.raises(IntegrityError, match="not blocks of its image"):
-            unpack_data(pack_data(numbers(*offsets), numbers(*lengths), b""), 0, 10 * BLOCK - 1, "s")
+            unpack_data(pack_data(numbers(*offsets), numbers(*lengths), [Part(0, BLOCK, b"")]), 10 * BLOCK - 1, "s")
 
 
 def test_data_of_another_length_than_its_extents_is_refused():
-    good = pack_data(numbers(0, 5 * BLOCK), numbers(BLOCK, 2 * BLOCK), bytes(3 * BLOCK))
-    assert unpack_data(good, 0, 10 * BLOCK, "s").extents == ((0, BLOCK), (5 * BLOCK, 2 * BLOCK))
-    for bad in (good[:-1], good + b"\0", good[:10], b"", b"\0" * 4, b"\xff" * 40):
+    places = numbers(0, 5 * BLOCK), numbers(BLOCK, 2 * BLOCK)
+    parts = [Part(0, 2 * BLOCK, b"x" * 2 * BLOCK), Part(0, BLOCK, b"y" * BLOCK)]
+    good = pack_data(*places, parts)
+    found = unpack_data(good, 10 * BLOCK, "s")
+    assert found.extents == ((0, BLOCK), (5 * BLOCK, 2 * BLOCK))
+    assert found.unpack("s") == b"x" * 2 * BLOCK + b"y" * BLOCK
+    for bad in (good[:-1], good + b"\0", good[:10], b"", b"\0" * 8, b"\xff" * 40):
         with pytest.raises(IntegrityError):
-            unpack_data(bad, 0, 10 * BLOCK, "s")
-    with pytest.raises(IntegrityError, match="more data than a chunk holds"):
-        unpack_data(pack_data(numbers(0), numbers(1 << 30), b""), 0, 1 << 31, "s")
+            unpack_data(bad, 10 * BLOCK, "s")
+    with pytest.raises(IntegrityError, match="does not fit together"):
+        unpack_data(pack_data(*places, parts[:1]), 10 * BLOCK, "s")
+    with pytest.raises(IntegrityError, match="does not fit together"):
+        unpack_data(pack_data(numbers(0), numbers(1 << 30), [Part(0, 1 << 30, b"")]), 1 << 31, "s")
     with pytest.raises(IntegrityError, match="codec 9"):
-        unpack_data(good, 9, 10 * BLOCK, "s")
+        unpack_data(pack_data(*places, [Part(9, 3 * BLOCK, b"")]), 10 * BLOCK, "s").unpack("s")
+    with pytest.raises(IntegrityError, match="holds 1 bytes"):
+        unpack_data(pack_data(*places, [Part(0, 3 * BLOCK, b"z")]), 10 * BLOCK, "s").unpack("s")
 
 
 def test_lengths_out_of_bounds_are_refused_before_anything_is_read_for_them():
-    header = seal_chunk(Leg(None, b""), ChunkKind.DATA, 0, 3, b"").header
+    header = seal_chunk(Leg(None, b""), ChunkKind.DATA, 3, b"").header
     assert unpack_chunk_header(header, 3, "s").kind is ChunkKind.DATA
     for bad in (header[:4] + b"\xff\xff\xff\xff" + header[8:], b"\x09" + header[1:], header[:2] + b"\1\0" + header[4:]):
         with pytest.raises(IntegrityError):
