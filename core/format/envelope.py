@@ -11,7 +11,7 @@ from core.crypto.aead import INDEX_COUNTER, Aead, Buffer, InvalidTag
 from core.crypto.signature import SIGNATURE_BYTES
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, ReadOnlyError
-from core.format.header import HEADER_BYTES, Header, Kind, check_header, object_aead, unpack_header
+from core.format.header import HEADER_BYTES, Header, Kind, check_header, check_place, object_aead, unpack_header
 
 END_MAGIC: Final = b"BLKYEND1"
 TAIL_BYTES: Final = 64 * 1024
@@ -62,6 +62,22 @@ def payload_range(tail: Buffer, size_bytes: int, what: str) -> tuple[int, int]:
     if magic != END_MAGIC or offset < HEADER_BYTES or offset + length + FOOTER_BYTES != size_bytes:
         raise IntegrityError(f"{what} does not end as an object of a pool does: it was altered or cut short")
     return offset, length
+
+
+def verify_end(
+    keys: VolumeKeys, kinds: tuple[Kind, ...], sequence: int, sealed_and_footer: Buffer, what: str
+) -> tuple[Header, bytes]:
+    """Verify the end of an object of this volume without opening it: give its header and its digest, or raise IntegrityError.
+
+    For a barrier whose key was retired: it stays for ever, and nobody needs what is in it any more.
+    """
+    view = memoryview(sealed_and_footer)
+    sealed, footer = view[:-FOOTER_BYTES], view[-FOOTER_BYTES:]
+    packed, offset, _, signature, _ = _FOOTER.unpack(footer)
+    header = unpack_header(packed, what)
+    check_place(header, keys, kinds, sequence, what)
+    keys.verifiers.verify(header.writer_id, signature, _signed_bytes(packed, offset, sealed), what)
+    return header, blake3(footer).digest()
 
 
 def open_end(

@@ -92,15 +92,20 @@ def unpack_header(data: Buffer, what: str) -> Header:
 
 
 def check_header(header: Header, keys: VolumeKeys, kinds: tuple[Kind, ...], sequence: int, what: str) -> None:
-    """Return if the header is that of the expected object of this volume; otherwise raise IntegrityError."""
+    """Return if the header is that of the expected object of this volume, and its key is known; otherwise raise IntegrityError."""
+    check_place(header, keys, kinds, sequence, what)
+    if keys.find(header.key_id) is None:
+        raise IntegrityError(f"{what} is sealed under volume key {header.key_id}, which the volume does not have")
+
+
+def check_place(header: Header, keys: VolumeKeys, kinds: tuple[Kind, ...], sequence: int, what: str) -> None:
+    """Return if the header is that of the expected object of this volume, whatever key it names; otherwise raise IntegrityError."""
     if header.pool_id != keys.pool_id or header.volume_id != keys.volume_id:
         raise IntegrityError(f"{what} belongs to another volume: it was swapped")
     if header.kind not in kinds or header.sequence != sequence:
         raise IntegrityError(f"{what} says it is {header.kind.name.lower()} {header.sequence}: it was swapped")
     if header.kind in _ORDERED_KINDS:
         keys.verifiers.admit_object(header.writer_id, header.volume_id, header.sequence, what)
-    if keys.find(header.key_id) is None:
-        raise IntegrityError(f"{what} is sealed under volume key {header.key_id}, which the volume does not have")
     if header.window and header.kind is not Kind.BARRIER:
         raise IntegrityError(f"{what} has a window and is no barrier")
 

@@ -43,7 +43,7 @@ def walk(
                 return
             place, digest, earlier = behind, None, 0
             continue
-        if digest is not None and here.previous != digest:
+        if digest is not None and here.previous and here.previous != digest:
             yield Break(earlier, place)
         place, digest, earlier = here.next, here.digest, place
 

@@ -8,10 +8,10 @@ from core.crypto.aead import Aead
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError
 from core.format.checkpoint import PagePlace, Root, open_page
-from core.format.envelope import FOOTER_BYTES, open_end, payload_range
+from core.format.envelope import FOOTER_BYTES, open_end, payload_range, verify_end
 from core.format.frame import FRAME_HEADER_BYTES, PLACING, RecordKind, open_frame, unpack_records
 from core.format.header import HEADER_BYTES, LOG_KINDS, Kind, check_header, object_aead, unpack_header
-from core.format.segment import INDEX_BYTES, FrameTable, frame_digest, unpack_index
+from core.format.segment import INDEX_BYTES, FrameTable, FrameTableBuilder, frame_digest, unpack_index
 from core.store.memory import MemoryStore
 from core.volume.names import VolumeNames
 from core.volume.page_store import PageStore
@@ -31,6 +31,7 @@ class LogFacts:
     next: int
     """Where the log goes on behind it."""
     previous: bytes
+    """Empty where it cannot be told: in a barrier whose key was retired."""
     digest: bytes
     size_bytes: int
     blocks: bytes
@@ -62,6 +63,9 @@ def read_log_object(keys: VolumeKeys, key: str, sequence: int, data: bytes) -> t
     Damage that leaves the end alone is told in the facts, with the frames that are lost.
     """
     offset, _ = payload_range(data, len(data), key)
+    header = unpack_header(data, key)
+    if header.kind is Kind.BARRIER and keys.find(header.key_id) is None:
+        return _barrier_of_retired_key(keys, key, sequence, data, offset), FrameTableBuilder().table()
     end = open_end(keys, LOG_KINDS, sequence, memoryview(data)[offset:], INDEX_BYTES, key)
     previous, table = unpack_index(end.payload, end.offset, key)
     header = end.header
@@ -81,6 +85,15 @@ def read_log_object(keys: VolumeKeys, key: str, sequence: int, data: bytes) -> t
         problem=problem,
     )
     return facts, table
+
+
+def _barrier_of_retired_key(keys: VolumeKeys, key: str, sequence: int, data: bytes, offset: int) -> LogFacts:
+    """Prove a barrier whose key is gone by its signature. What stood before it in the log cannot be told any more."""
+    header, digest = verify_end(keys, (Kind.BARRIER,), sequence, memoryview(data)[offset:], key)
+    if offset != HEADER_BYTES or data[:HEADER_BYTES] != header.pack():
+        raise IntegrityError(f"{key} does not start with the header that its end repeats: it was altered")
+    following = sequence + 1 + header.window
+    return LogFacts(sequence, header.kind, header.epoch, following, b"", short_digest(digest), len(data), b"")
 
 
 def prove_log_object(keys: VolumeKeys, key: str, sequence: int, data: bytes) -> LogFacts:
