@@ -16,26 +16,28 @@ from core.backup.run import Opener
 from core.backup.sources import Range
 from core.backup.vault import Vault
 from core.backup.visit import Visit
-from core.errors import BlockyardError
+from core.config import split_snapshot
+from core.errors import BlockyardError, StoreError
 from core.pool.pool import Pool
 from core.store.contract import Appendable
 from core.volume.diff import changed_ranges
 from core.volume.image import Image
 from core.volume.images import image_info, open_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import Snapshot, create_snapshot, list_snapshots, remove_snapshot
+from core.volume.snapshots import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
 
 _NONCE_DIGITS = 8
 
 
 class ImageSource:
-    """A snapshot of an image, open."""
+    """A snapshot of an image, open; or without one, an image as it was when it was opened for reading."""
 
-    def __init__(self, pool: Pool, image: str, identity: SourceIdentity, snapshot: Snapshot, opened: Image) -> None:
-        self.identity = identity
+    def __init__(self, pool: Pool, image: str, opened: Image, snapshot: Snapshot | None) -> None:
+        volume_id = image_info(pool, image).volume_id
+        self.identity = SourceIdentity(pool.id, volume_id, SourceKind.IMAGE, image)
         self.size_bytes = opened.size_bytes
-        self.generation = snapshot.pin.generation
-        self.snapshot: bytes | None = snapshot.id
+        self.generation = opened.generation if snapshot is None else snapshot.pin.generation
+        self.snapshot = None if snapshot is None else snapshot.id
         self._pool = pool
         self._image = image
         self._opened = opened
@@ -49,7 +51,7 @@ class ImageSource:
     def changes(self, base: Manifest) -> Iterator[Range] | None:
         """Compare with the snapshot of `base`; None if it is gone."""
         found = [each for each in list_snapshots(self._pool, self._image) if each.id == base.snapshot]
-        if not found:
+        if not found or self.snapshot is None:
             return None
         return self._changes_since(found[0].name)
 
@@ -66,33 +68,60 @@ class ImageSource:
 @contextmanager
 def opened_snapshot(pool: Pool, image: str, name: str) -> Iterator[Image]:
     """Open a snapshot of an image for the block."""
-    # A snapshot is read once, front to back: what is kept of it pays only where reading runs ahead of a network (bench backup).
+    with _opened(pool, f"{image}@{name}") as opened:
+        yield opened
+
+
+@contextmanager
+def _opened(pool: Pool, name: str) -> Iterator[Image]:
+    # A source is read once, front to back: what is kept of it pays only where reading runs ahead of a network (bench backup).
     cache_bytes = 0 if isinstance(pool.store, Appendable) else limits.READ_AHEAD_BYTES
-    opened = open_image(pool, f"{image}@{name}", writable=False, options=ImageOptions(ram_cache_bytes=cache_bytes))
+    opened = open_image(pool, name, writable=False, options=ImageOptions(ram_cache_bytes=cache_bytes))
     try:
         yield opened
     finally:
         opened.close()
 
 
-def image_opener(pool: Pool, image: str) -> Opener:
-    """Give what opens an image for a run: with a snapshot of its own, which goes if the run fails."""
-    return partial(_opened_source, pool, image)
+def image_opener(pool: Pool, name: str) -> Opener:
+    """Give what opens an image for a run: with a snapshot of its own, which goes if the run fails.
+
+    `IMAGE@SNAPSHOT` is backed up as it is, and stays. With a reader's key, which makes no snapshots, the image is read as it is now, and
+    whole each time: what did not change is found in the vault.
+    """
+    image, snapshot = split_snapshot(name)
+    if snapshot is not None:
+        return partial(_standing_source, pool, image, snapshot)
+    if pool.keys.writer_seed is None:
+        return partial(_unpinned_source, pool, image)
+    return partial(_pinned_source, pool, image)
 
 
 @contextmanager
-def _opened_source(pool: Pool, image: str, visit: Visit) -> Iterator[ImageSource]:
-    info = image_info(pool, image)
-    identity = SourceIdentity(pool.id, info.volume_id, SourceKind.IMAGE, image)
+def _standing_source(pool: Pool, image: str, snapshot: str, _visit: Visit) -> Iterator[ImageSource]:
+    found = find_snapshot(pool, image, snapshot)
+    with opened_snapshot(pool, image, snapshot) as opened:
+        yield ImageSource(pool, image, opened, found)
+
+
+@contextmanager
+def _unpinned_source(pool: Pool, image: str, _visit: Visit) -> Iterator[ImageSource]:
+    with _opened(pool, image) as opened:
+        yield ImageSource(pool, image, opened, None)
+
+
+@contextmanager
+def _pinned_source(pool: Pool, image: str, visit: Visit) -> Iterator[ImageSource]:
     made = create_snapshot(pool, image, _prefix(visit.vault) + visit.lease.nonce.hex()[:_NONCE_DIGITS])
     try:
         with opened_snapshot(pool, image, made.name) as opened:
-            yield ImageSource(pool, image, identity, made, opened)
+            yield ImageSource(pool, image, opened, made)
     except BaseException:
         with contextlib.suppress(BlockyardError):  # the first error is what the user must see
             remove_snapshot(pool, image, made.name)
         raise
-    _drop_others(pool, image, visit, made)
+    with contextlib.suppress(StoreError):  # the backup stands; the next run clears up
+        _drop_others(pool, image, visit, made)
 
 
 def _drop_others(pool: Pool, image: str, visit: Visit, made: Snapshot) -> None:

@@ -65,11 +65,12 @@ def run_verb(
     chunker: str | None,
     as_json: bool,
 ) -> None:
-    """Back SOURCE up into the vault of POOL: an image (POOL/NAME), a whole pool, a directory, or a raw file.
+    """Back SOURCE up into the vault of POOL.
 
-    The first backup of a source is full, later ones read and store only what changed. An interrupted run leaves no backup, and the
-    next one goes on from what it had stored. A [backup.NAME] has source, target, schedule, and keep-daily and the like, which are
-    applied after each run.
+    SOURCE is an image or a filesystem (POOL/NAME), a snapshot of an image (POOL/NAME@SNAPSHOT), a whole pool, a directory, or a
+    raw file. The first backup of a source is full, later ones read and store only what changed. An interrupted run leaves no
+    backup, and the next one goes on from what it had stored. A [backup.NAME] of the configuration file has source, target,
+    schedule, and keep-daily and the like, which are applied after each run.
     """
     if full and differential:
         raise UsageError("a backup is full or differential, not both")
@@ -178,7 +179,7 @@ def _everything(pool: Pool) -> list[str]:
 def _volume_backup(
     session: Session, pool: Pool, name: str, vault: Vault, options: RunOptions, chunker: str, report: Progress
 ) -> Manifest:
-    found = pool.names.find(name)
+    found = pool.names.find(name.partition("@")[0])
     if found is None or found.kind is VolumeKind.IMAGE:
         return run_backup(vault, image_opener(pool, name), options, report)
     for each in entry_points(group=SOURCES, name=found.kind.value):

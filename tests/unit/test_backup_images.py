@@ -12,6 +12,7 @@ from core.backup.run import RunOptions, run_backup
 from core.backup.vault import Vault, open_or_create_vault
 from core.backup.visit import reading
 from core.errors import StoreError
+from core.pool.keys import Role
 from core.pool.pool import Pool, open_pool
 from core.store.memory import MemoryStore
 from core.volume.image import Image
@@ -30,7 +31,8 @@ class Disk:
     """An image of one pool, and a vault in another."""
 
     def __init__(self) -> None:
-        self.pool: Pool = make_pool(World.real()).pool
+        self.source = make_pool(World.real())
+        self.pool: Pool = self.source.pool
         self.made = make_pool(World.real())
         self.vault: Vault = open_or_create_vault(self.made.pool)
         create_image(self.pool, "disk", SIZE)
@@ -149,6 +151,31 @@ def test_what_a_killed_run_left_goes_with_the_next_one_and_another_vaults_snapsh
     names = {each.name for each in list_snapshots(disk.pool, "disk")}
     assert killed not in names
     assert {"backup-00000000-01234567", "mine"} < names
+
+
+def test_a_snapshot_that_stands_is_backed_up_as_it_is_and_stays() -> None:
+    disk = Disk()
+    disk.write(0, b"old" * 30000)
+    disk.run()
+    create_snapshot(disk.pool, "disk", "mine")
+    state = disk.bytes()
+    disk.write(0, b"new" * 30000)
+    made = run_backup(disk.vault, image_opener(disk.pool, "disk@mine"), RunOptions(), silent)
+    assert made.statistics.read_bytes == 0
+    assert content(disk.vault, made) == state
+    assert "mine" in {each.name for each in list_snapshots(disk.pool, "disk")}
+    assert content(disk.vault, disk.run()) == disk.bytes()
+
+
+def test_who_may_only_read_the_source_backs_it_up_without_a_snapshot() -> None:
+    disk = Disk()
+    disk.write(0, random.Random(4).randbytes(5 * CHUNK))
+    reader = open_pool(disk.source.store, disk.source.add_key_file(Role.READER), disk.source.world)
+    for new in (5, 0):
+        made = run_backup(disk.vault, image_opener(reader, "disk"), RunOptions(), silent)
+        assert (made.statistics.read_bytes, made.statistics.new_bytes) == (5 * CHUNK, new * CHUNK)
+        assert content(disk.vault, made) == disk.bytes()
+    assert list_snapshots(disk.pool, "disk") == []
 
 
 def test_two_vaults_of_one_image_do_not_disturb_each_other() -> None:
