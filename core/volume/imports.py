@@ -7,7 +7,6 @@ writing does both where a crash prevented it.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
@@ -17,11 +16,8 @@ from core.pool.pool import Pool
 from core.pool.records import RecordStore
 from core.store.contract import ObjectExistsError
 from core.volume.description import ImageInfo
-from core.volume.names import VolumeNames
 from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
 from core.volume.snapshot_records import ID_BYTES, IMPORT_FIELD, Snapshot, SnapshotRecords
-
-_NOTE: Final = "importing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +39,9 @@ class ImportNotes:
     def __init__(self, pool: Pool, info: ImageInfo, keys: VolumeKeys) -> None:
         self._store = pool.store
         self._image = info.name
-        self._key = VolumeNames(info.prefix).snapshots + _NOTE
         self._records = RecordStore(pool.store, volume_record_keys(keys), pool.world)
         self._snapshots = SnapshotRecords(pool.store, info, keys, pool.world)
+        self._key = self._snapshots.import_key
 
     def find(self) -> Import | None:
         """Give the import that was begun or is done, None if there is none."""

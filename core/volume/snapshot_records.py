@@ -25,6 +25,7 @@ ID_BYTES: Final = 16
 _PROTECTED: Final = b"\0protected"
 IMPORT_FIELD: Final = "import"
 """A record with this field is no snapshot, but the note of an import (`imports`)."""
+_IMPORTING: Final = b"\0importing"
 _NAMES_CONTEXT: Final = "blockyard 2026 snapshot names v1"
 
 
@@ -57,6 +58,11 @@ class SnapshotRecords:
         """Give the store key of a snapshot's record."""
         check_image_name(name, "a snapshot")
         return self._prefix + keyed_digest(self._secret, name.encode() + (_PROTECTED if protected else b"")).hex()
+
+    @property
+    def import_key(self) -> str:
+        """The store key of the note of an import: that of a name which no snapshot can have."""
+        return self._prefix + keyed_digest(self._secret, _IMPORTING).hex()
 
     def everything(self) -> list[Snapshot]:
         """Give the snapshots, oldest first."""
