@@ -31,7 +31,7 @@ from tests.races.scenes import PART, Base, Scene, build, content, failed, fast, 
 from tests.races.scheduler import Scheduler
 
 ALL = os.environ.get("BLOCKYARD_PREEMPTIONS")
-USUAL_RUNS = 40
+USUAL_RUNS = 25
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -217,7 +217,7 @@ def test_a_clone_made_while_its_snapshot_is_removed_and_collected_is_whole_or_no
         if not failed(outcomes["cloner"]):
             assert scene.read("copy") == OLD
 
-    every(snapshotted(), story)
+    every(snapshotted(), story, runs=300)
 
 
 def test_two_collectors_one_of_which_was_cut_off_delete_nothing_that_is_needed():
