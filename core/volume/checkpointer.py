@@ -81,6 +81,7 @@ class Checkpointer:
         self._ancestors = ancestors
         self._world = world
         self._kept: dict[Pin, Kept] = {}
+        self._looked_s = float("-inf")
         self._collected_s = world.monotonic()
         self._turn = threading.Lock()
         self._burnt = -1
@@ -259,14 +260,20 @@ class Checkpointer:
         except IntegrityError:
             return None
         self._kept = known
+        self._looked_s = self._world.monotonic()
         return list(known.values())
 
     def _look_at(self, pin: Pin) -> Kept:
         return kept_by(pin, self._pages.read_root(pin.checkpoint) if pin.checkpoint else None)
 
-    def look_at_pins(self) -> list[Kept] | None:
-        """Say what snapshots and children keep now; None where that cannot be told."""
+    def look_at_pins(self, newer_than_s: float = 0.0) -> list[Kept] | None:
+        """Say what snapshots and children keep now, or kept not longer ago than this; None where that cannot be told.
+
+        Who only wants to know what is worth moving spares the store a look at every record.
+        """
         with self._turn:
+            if self._world.monotonic() - self._looked_s < newer_than_s:
+                return list(self._kept.values())
             return self._standing()
 
     def leave_ancestors(self) -> bool:

@@ -6,13 +6,17 @@ sees the condemnation or is seen by us; who makes a snapshot or a clone lets its
 at first. Barriers are never deleted: they hold a place of the log against late puts of dead writers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from core import limits
 from core.store.contract import Store
 from core.volume.names import VolumeNames
-from core.volume.pins import Kept, Pin
+from core.volume.pins import Kept, Pin, needed
 
 
 def condemn(live: dict[int, int], condemned: dict[int, int], generation: int, base: int = 0) -> dict[int, int]:
@@ -33,13 +37,14 @@ def deletable(
     """
     oldest = min((pin.generation for pin in leases), default=None)
     replayed_from = kept_roots[0] if len(kept_roots) > 1 else 0
-    return sorted(
+    candidates = sorted(
         sequence
         for sequence, since in condemned.items()
-        if sequence <= replayed_from
-        and (oldest is None or oldest >= since)
-        and not any(each.needs(sequence) for each in kept)
+        if sequence <= replayed_from and (oldest is None or oldest >= since)
     )
+    sequences = np.array(candidates, np.int64)
+    chosen: list[int] = sequences[~needed(sequences, kept)].tolist()
+    return chosen
 
 
 def stands_alone(base: int, roots: Sequence[Kept], leases: Sequence[Pin], kept: Sequence[Kept]) -> bool:
@@ -51,10 +56,12 @@ def stands_alone(base: int, roots: Sequence[Kept], leases: Sequence[Pin], kept: 
     if len(roots) < 2:
         return False
     oldest = min(each.pin.checkpoint for each in roots)
-    alone = all(
-        each.pin.checkpoint and min(each.live | each.packs, default=base + 1) > base for each in (*roots, *kept)
-    )
+    alone = all(each.pin.checkpoint and min(_first(each.live), _first(each.packs)) > base for each in (*roots, *kept))
     return alone and all(lease.checkpoint >= oldest for lease in leases)
+
+
+def _first(sequences: AbstractSet[int]) -> float:
+    return min(sequences, default=math.inf)
 
 
 def dead_bytes(

@@ -3,8 +3,13 @@
 Pure, but for `standing_pins`, which reads the records. Any thread.
 """
 
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from core import limits
 from core.crypto.volume import VolumeKeys
@@ -26,6 +31,33 @@ class Pin:
 EVERYTHING: Final = Pin(0, 0)
 """The pin of a reader that does not know yet what it will need."""
 _LOOKS: Final = 8
+_Item = TypeVar("_Item")
+
+
+class Sequences(AbstractSet[int]):
+    """A set of sequences in eight bytes each: of many snapshots of a large image there are millions."""
+
+    __slots__ = ("numbers",)
+
+    def __init__(self, numbers: npt.NDArray[np.uint64]) -> None:
+        self.numbers = np.unique(numbers)
+
+    def __contains__(self, sequence: object) -> bool:
+        if not isinstance(sequence, int):
+            return False
+        at = int(np.searchsorted(self.numbers, sequence))
+        return at < len(self.numbers) and int(self.numbers[at]) == sequence
+
+    def __iter__(self) -> Iterator[int]:
+        numbers: list[int] = self.numbers.tolist()
+        return iter(numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[_Item]) -> AbstractSet[_Item]:
+        return frozenset(it)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +65,32 @@ class Kept:
     """What one pin keeps besides its root: log objects in (checkpoint, generation], segments live in the root, page packs of it."""
 
     pin: Pin
-    live: frozenset[int] = frozenset()
-    packs: frozenset[int] = frozenset()
+    live: AbstractSet[int] = frozenset()
+    packs: AbstractSet[int] = frozenset()
 
     def needs(self, sequence: int) -> bool:
         """Say whether the segment at `sequence` must stay."""
         return self.pin.checkpoint < sequence <= self.pin.generation or sequence in self.live
 
 
+def needed(sequences: npt.NDArray[np.int64], kept: Iterable[Kept]) -> npt.NDArray[np.bool_]:
+    """Say of each of these segments whether any of `kept` needs it."""
+    mask = np.zeros(len(sequences), np.bool_)
+    for each in kept:
+        mask |= (sequences > each.pin.checkpoint) & (sequences <= each.pin.generation)
+        live = each.live
+        if live:
+            numbers = live.numbers.astype(np.int64) if isinstance(live, Sequences) else np.fromiter(live, np.int64)
+            mask |= np.isin(sequences, numbers)
+    return mask
+
+
 def kept_by(pin: Pin, root: Root | None) -> Kept:
     """Say what a pin keeps; `root` is that of its checkpoint, None where that is 0."""
     if root is None:
         return Kept(pin)
-    live = frozenset(sequence for sequence, blocks in root.live.items() if blocks)
-    return Kept(pin, live, frozenset(root.pages.packs.tolist()))
+    live = np.fromiter((sequence for sequence, blocks in root.live.items() if blocks), np.uint64)
+    return Kept(pin, Sequences(live), Sequences(root.pages.packs))
 
 
 def pin_of(fields: RecordFields) -> Pin:

@@ -175,7 +175,7 @@ class Repacker:
         maybe = movable(own, (), checkpoint)
         if not (choose(maybe, bound) or (idle and choose_small(maybe))):
             return
-        kept = self._checkpointer.look_at_pins()
+        kept = self._checkpointer.look_at_pins(0.0 if self._patient else limits.COLLECT_AGAIN_S)
         if kept is None:
             return  # a record cannot be read: what may be needed, stays as it is
         segments = movable(own, kept, checkpoint)

@@ -20,9 +20,9 @@ from core.volume.ancestry import image_log
 from core.volume.description import ImageInfo
 from core.volume.names import VolumeNames
 from core.volume.owner_lock import ReaderLease
-from core.volume.pins import EVERYTHING, Kept, kept_by, pin_of, reverts_of
+from core.volume.pins import EVERYTHING, Kept, kept_by, needed, pin_of, reverts_of
 from core.volume.replay import Log, follow_log, load_state
-from core.volume.sparse import Segments, choose, movable, pinned
+from core.volume.sparse import Segments, choose, movable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def weigh(
 ) -> Space:
     """Count what a state takes; `base` is the last sequence that belongs to an ancestor."""
     segments = Segments.of(live, blocks, stored)
-    by_snapshots, by_children = pinned(segments, snapshots), pinned(segments, children)
+    by_snapshots, by_children = needed(segments.sequences, snapshots), needed(segments.sequences, children)
     kept = by_snapshots | by_children
     head = segments.live > 0
     free = movable(segments, (*snapshots, *children), int(segments.sequences[-1]) if len(segments) else 0)

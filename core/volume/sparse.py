@@ -17,7 +17,7 @@ from core.format.frame import PLACING
 from core.format.runs import Run
 from core.format.segment import FrameTable
 from core.volume.block_map import Entries, entry_of
-from core.volume.pins import Kept
+from core.volume.pins import Kept, needed
 
 I64 = npt.NDArray[np.int64]
 _NONE: Final = np.zeros(0, np.int64)
@@ -67,19 +67,9 @@ class Segments:
         return int((self.stored * self.shares).sum())
 
 
-def pinned(segments: Segments, kept: Sequence[Kept]) -> npt.NDArray[np.bool_]:
-    """Say of each segment whether a snapshot or a child needs it."""
-    mask = np.zeros(len(segments), np.bool_)
-    for each in kept:
-        mask |= (segments.sequences > each.pin.checkpoint) & (segments.sequences <= each.pin.generation)
-        if each.live:
-            mask |= np.isin(segments.sequences, np.fromiter(each.live, np.int64, len(each.live)))
-    return mask
-
-
 def movable(segments: Segments, kept: Sequence[Kept], checkpoint: int) -> Segments:
     """Give the segments that repacking may empty: live, in the newest durable checkpoint, needed by no pin."""
-    return segments.chosen((segments.live > 0) & (segments.sequences <= checkpoint) & ~pinned(segments, kept))
+    return segments.chosen((segments.live > 0) & (segments.sequences <= checkpoint) & ~needed(segments.sequences, kept))
 
 
 def choose(segments: Segments, bound: float, most: int = limits.REPACK_BATCH) -> list[int]:

@@ -12,9 +12,9 @@ from core.volume.block_map import entry_of
 from core.volume.collector import dead_bytes, stands_alone
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import Reign, new_header
-from core.volume.pins import Kept, Pin
+from core.volume.pins import Kept, Pin, Sequences, needed
 from core.volume.space import weigh
-from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable, pinned, placed_runs, unmoved
+from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable, placed_runs, unmoved
 from tests.helpers import volume_keys
 
 FULL = limits.SEGMENT_BLOCKS
@@ -70,7 +70,7 @@ def test_small_segments_are_put_together_only_when_there_are_many():
 def test_what_a_pin_needs_what_is_newer_than_the_checkpoint_and_what_is_dead_is_not_moved():
     all_of_them = segments(s1=10, s2=10, s3=10, s4=10, s5=0, s6=10)
     kept = [Kept(Pin(1, 2)), Kept(Pin(1, 1), frozenset({3}))]
-    assert pinned(all_of_them, kept).tolist() == [False, True, True, False, False, False]
+    assert needed(all_of_them.sequences, kept).tolist() == [False, True, True, False, False, False]
     assert movable(all_of_them, kept, checkpoint=5).sequences.tolist() == [1, 4]
 
 
@@ -91,6 +91,15 @@ def test_what_a_pin_needs_what_is_newer_than_the_checkpoint_and_what_is_dead_is_
 )
 def test_a_clone_stands_alone_when_neither_checkpoint_nor_pin_nor_reader_needs_an_ancestor(roots, leases, kept, alone):
     assert stands_alone(10, roots, leases, kept) is alone
+
+
+def test_sequences_are_a_set():
+    some = Sequences(np.array([9, 3, 3, 7], np.uint64))
+    assert list(some) == [3, 7, 9] and len(some) == 3
+    assert 7 in some and 8 not in some and 10 not in some and "7" not in some
+    assert some == {3, 7, 9} and some | {1} == {1, 3, 7, 9}
+    assert not Sequences(np.zeros(0, np.uint64))
+    assert Kept(Pin(5, 6), some).needs(9) and not Kept(Pin(5, 6), some).needs(8)
 
 
 def test_dead_segments_wait_for_a_checkpoint_until_the_older_of_two_is_behind_them():
