@@ -149,7 +149,7 @@ def status(session: Session, pool: str, as_json: bool) -> None:
         facts: Row = {
             "url": store.first.url,
             "mirror": store.mirror.url,
-            "behind": missed.behind,
+            "behind": store.missed_something(),
             "to_be_deleted": len(missed.deleted),
             "seen": format_time(int(session.world.now())),
         }

@@ -24,7 +24,7 @@ from core.scrub.record_families import admin_record, known, pool_record, volume_
 from core.volume.description import ImageInfo
 from core.volume.names import VolumeNames
 from core.volume.pins import pin_of
-from core.volume.snapshot_records import SnapshotRecords
+from core.volume.snapshot_records import IMPORT_FIELD, SnapshotRecords
 
 
 def _revision(_pool: Pool, _keys: VolumeKeys | None, key: str, fields: RecordFields) -> None:
@@ -64,10 +64,12 @@ def _removal(_pool: Pool, _keys: VolumeKeys | None, key: str, fields: RecordFiel
 
 def _snapshot(pool: Pool, keys: VolumeKeys | None, key: str, fields: RecordFields) -> None:
     pin_of(fields)
+    if fields.has(IMPORT_FIELD):
+        return
     own = known(keys, key)
     info = ImageInfo("", own.volume_id, 0, 0, own.algorithm, own.key_id)
-    name = fields.text("name")
-    if SnapshotRecords(pool.store, info, own, pool.world).key(name) != key:
+    records = SnapshotRecords(pool.store, info, own, pool.world)
+    if records.key(fields.text("name"), protected=fields.flag("protected")) != key:
         raise IntegrityError(f"{key} holds another name than it is stored under: it was swapped")
 
 

@@ -19,6 +19,7 @@ from core.pool.object_families import HASH, VOLUME, ObjectFamily, family
 from core.pool.pool import Pool
 from core.pool.volumes import VAULTS
 from core.scrub.record_families import known, pool_record, volume_record
+from core.store.mirror import MISSED, MISSED_KEY
 
 _SNAPSHOT_NAMES: Final = "blockyard 2026 snapshot names v1"
 _MARK: Final = b"unmade\n"
@@ -74,11 +75,17 @@ def _snapshot(_pool: Pool, keys: VolumeKeys | None, key: str, fields: RecordFiel
         raise IntegrityError(f"{key} holds another name than it is stored under: it was swapped")
 
 
+def _missed(_pool: Pool, _keys: VolumeKeys | None, key: str, data: bytes) -> None:
+    if data != MISSED:
+        raise IntegrityError(f"{key} is no note about a mirror: it was altered")
+
+
 _FS: Final = f"fs/{VOLUME}"
 _VAULT: Final = f"vault/{VOLUME}"
 _NUMBER: Final = r"[0-9a-f]{8}"
 
 KEPT_FAMILIES: Final[Sequence[ObjectFamily]] = (
+    family("note about a mirror", MISSED_KEY, _missed, advisory=True),
     family("filesystem snapshot", f"{_FS}/snapshot/{HASH}", volume_record(RecordKind.SNAPSHOT, _snapshot), record=True),
     family("sealed metadata", f"{_FS}/sealed/{VOLUME}/{_NUMBER}", _sealed),
     family("pins of a filesystem snapshot", f"{_FS}/pins/{VOLUME}/{_NUMBER}", _pins),

@@ -6,6 +6,7 @@ Stateless but for one walk; one thread. The image is leased while its maps are w
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from core.volume.names import VolumeNames
 from core.volume.owner_lock import ReaderLease
 from core.volume.pins import EVERYTHING, Pin, pin_of
 from core.volume.replay import Log, VolumeState, follow_log, load_pinned, load_state
-from core.volume.snapshot_records import SnapshotRecords
+from core.volume.snapshot_records import Snapshot, SnapshotRecords
 
 _ANY_SIZE = 1 << 62
 _PAGE_BYTES = limits.PAGE_ENTRIES * BLOCK_BYTES
@@ -84,7 +85,7 @@ class MapWalk:
         with suppress(IntegrityError):
             records = SnapshotRecords(pool.store, image.info, image.keys, pool.world)
             for each in records.everything():
-                yield _State(f"@{each.name}", each.size_bytes, each.pin, self._standing(records.key(each.name)))
+                yield _State(f"@{each.name}", each.size_bytes, each.pin, partial(_names_still, records, each))
         record_keys = volume_record_keys(image.keys)
         for key in [info.key for info in pool.store.list(image.names.children)]:
             with suppress(IntegrityError, ObjectMissingError):
@@ -235,6 +236,12 @@ class MapWalk:
                 problem = f"{key} is missing: the image that {name} was cloned from may delete what it needs"
                 family = family_called(run.families, "child")
                 run.mender.missing(key, family.name, problem, run.prover(family, key, keys))
+
+
+def _names_still(records: SnapshotRecords, snapshot: Snapshot) -> bool:
+    """Say whether a snapshot stands, protected or not. One that was renamed meanwhile is met by the next scrub."""
+    found = records.find(snapshot.name)
+    return found is not None and found.id == snapshot.id
 
 
 def _head(log: Log) -> VolumeState:

@@ -64,7 +64,12 @@ class Mender:
         return mended
 
     def _may_roll_forward(self, key: str) -> bool:
-        return not key.startswith("slot/") and self._mirror is not None and not self._mirror.backlog.is_behind()
+        return not key.startswith("slot/") and self.mirror_has_all
+
+    @property
+    def mirror_has_all(self) -> bool:
+        """Say whether the mirror has the newest version of everything, and nothing that was deleted."""
+        return self._mirror is not None and not self._mirror.missed_something()
 
     def deleted_here(self) -> frozenset[str]:
         """Name what was deleted by this machine while the mirror was away."""

@@ -20,7 +20,7 @@ from core.pool.volumes import FILESYSTEMS, IMAGES, VAULTS, load_volume
 from core.scrub.families import family_of
 from core.scrub.pacing import in_order
 from core.store.contract import ObjectExistsError, ObjectInfo, ObjectMissingError, Store
-from core.store.mirror import MirrorStore
+from core.store.mirror import MISSED_KEY, MirrorStore
 from core.store.mirror_backlog import FileBacklog, Missed
 from core.volume.description import load_description as load_image
 
@@ -56,6 +56,7 @@ class MirrorSync:
         self._families = families
         self._threads = threads
         self._progress = progress
+        self._store = pool.store
         self._first: Store = pool.store.first
         self._mirror: Store = pool.store.mirror
         self._backlog = pool.store.backlog
@@ -65,6 +66,19 @@ class MirrorSync:
 
     def run(self) -> Synced:
         """Do it; a store that fails ends it, and it can be begun again at any time. What was noted is forgotten when all is done."""
+        was_noted = self._store.missed_something()
+        self._store.forget_missed()  # what is missed from now on is noted again
+        try:
+            self._run()
+        except BaseException:
+            if was_noted:
+                self._store.note_missed()
+            raise
+        if was_noted and self._done.bad:
+            self._store.note_missed()
+        return self._done
+
+    def _run(self) -> None:
         noted = self._backlog.missed()
         self._delete(noted)
         total, done = sum(info.size_bytes for info in self._first.list("")), 0
@@ -73,7 +87,6 @@ class MirrorSync:
             self._progress(done, total)
         if isinstance(self._backlog, FileBacklog):
             self._backlog.settle(noted, Missed(bool(self._done.bad), frozenset(), 0))
-        return self._done
 
     def _delete(self, noted: Missed) -> None:
         for key in sorted(noted.deleted):
@@ -92,7 +105,8 @@ class MirrorSync:
             is_there = there is not None and there.key == info.key
             if is_there:
                 there = next(others, None)
-            yield info, is_there
+            if info.key != MISSED_KEY:
+                yield info, is_there
         while there is not None:
             self._count_alone(there.key)
             there = next(others, None)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, StoreError, StoreTimeoutError, UsageError
 from core.pool.object_families import ObjectFamily
@@ -17,6 +18,18 @@ from core.scrub.report import Report
 from core.store.contract import AccessRefusedError, ObjectMissingError, Store, StoreClosedError
 
 _WORLD_IS_AWAY = (StoreTimeoutError, AccessRefusedError, StoreClosedError)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A record of which the store and the mirror have different versions, both proved."""
+
+    key: str
+    family: ObjectFamily
+    data: bytes
+    copy: bytes
+    proves: Callable[[bytes], None]
+    since_s: float
 
 
 @dataclass
@@ -32,6 +45,7 @@ class Run:
     on_bytes: Callable[[int], None]
     """Told of each object's size when it was dealt with."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _doubts: list[Doubt] = field(default_factory=list)
 
     def read(self, key: str) -> bytes | None:
         """Read an object; None if it went. A disk that cannot read it makes it a bad object; a store that is away ends the scrub."""
@@ -88,10 +102,26 @@ class Run:
         return proves
 
     def _compare(self, key: str, family: ObjectFamily, data: bytes, proves: Callable[[bytes], None]) -> None:
-        """Hold a good record against the mirror's: an older version of itself proves well, too."""
+        """Hold a good record against the mirror's: an older version of itself proves well, too. Doubts are looked at again at the end."""
         for copy in self.mender.copies(key, proves, mirrors=True):
-            if copy != data and self.pool.store.get(key) == data:
-                self.mender.differs(key, family.name, copy)
+            if copy != data:
+                with self._lock:
+                    self._doubts.append(Doubt(key, family, data, copy, proves, self.pool.world.monotonic()))
+
+    def settle_doubts(self, sleep: Callable[[float], None]) -> None:
+        """Report the records that the mirror has in another version still, when whoever was writing has had his time for both stores."""
+        for doubt in self._doubts:
+            sleep(max(0.0, doubt.since_s + 2 * limits.MIRROR_DEADLINE_S - self.pool.world.monotonic()))
+            for copy in self.mender.copies(doubt.key, doubt.proves, mirrors=True):
+                if copy == doubt.copy and self._is_still(doubt.key, doubt.data):
+                    self.mender.differs(doubt.key, doubt.family.name, copy)
+        self._doubts.clear()
+
+    def _is_still(self, key: str, data: bytes) -> bool:
+        try:
+            return self.pool.store.get(key) == data
+        except ObjectMissingError:
+            return False
 
     def look_at_all(
         self, prefix: str, keys: VolumeKeys | None, skip: Callable[[str], bool] = lambda _key: False

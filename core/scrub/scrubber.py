@@ -68,6 +68,7 @@ def scrub(
         on_bytes=on_bytes,
     )
     _Scrub(run, options).run()
+    run.settle_doubts(sleep)
     report.ended = int(pool.world.now())
     return report
 

@@ -1,9 +1,10 @@
 """What a mirror has and the store has not: lost, or deleted by somebody whose mirror was away? Stateless; one thread.
 
-A delete goes to the mirror first, or is noted on the machine that made it (core.store.mirror, 3). So where nothing is noted here, what the
-mirror alone has was lost. Still only records are brought back that nobody else tells of: snapshots, children of clones, keys of volumes.
-Segments and checkpoints are told from what needs them; slots are never brought back by themselves, for they may be those of somebody who
-was shut out. A segment of a filesystem that was brought back and that no file needs is swept by the metadata server, as any stray.
+A delete goes to the mirror first, or it is noted that the mirror missed something (core.store.mirror, 3). So where nothing is noted, what
+the mirror alone has was lost. Still only records are brought back that nobody else tells of: snapshots, children of clones, keys of
+volumes. Segments and checkpoints are told from what needs them; slots are never brought back by themselves, for they may be those of
+somebody who was shut out. A segment of a filesystem that was brought back and that no file needs is swept by the metadata server, as any
+stray.
 """
 
 from typing import Final
@@ -40,9 +41,13 @@ def bring_back(run: Run, family: VolumeFamily, volume_id: bytes, below: str = ""
         return  # it was reported
     for key in _lost(run, f"{family.prefix(volume_id)}/{below}"):
         kind = family_of(run.families, key)
-        if kind is not None and kind.name in _BROUGHT_BACK:
+        if kind is None or kind.name not in _BROUGHT_BACK:
+            continue
+        if run.mender.mirror_has_all:
             problem = f"{key} stands in the mirror alone: it was lost here"
             run.mender.missing(key, kind.name, problem, run.prover(kind, key, keys))
+        else:
+            run.report.stray(key, "stands in the mirror alone: deleted or lost while the mirror missed something")
 
 
 def tell_of_slots(run: Run) -> None:

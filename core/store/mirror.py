@@ -8,7 +8,8 @@ Invariants:
    first store has taken the bytes, and only by who won there.
 2. *Both, or a note.* A put or overwrite returns when both have it, or the first has it and the backlog knows that the mirror is behind.
 3. *The mirror lets go first.* A delete is done or durably noted at the mirror before it is done at the first store. So what stands in the
-   mirror alone, and is in no backlog, was lost by the first store.
+   mirror alone was lost by the first store, as long as nobody noted a miss: here in the backlog, and for other machines by an object of
+   the first store, `MISSED_KEY`, which a synchronisation removes.
 4. *Nothing unproved.* This store cannot judge bytes. It reads a suspect object from the mirror and tells `on_suspect`; whoever has the keys
    proves the copy, writes it over the bad one in the first store, and says `mended`.
 5. *A mirror that is away costs little.* After a failure it is not asked for `limits.MIRROR_AWAY_S`, but by reads that have no other hope.
@@ -42,6 +43,11 @@ from core.store.mirror_backlog import Missed
 _T = TypeVar("_T")
 _POINTED_AT = re.compile(r"(?:image|fs)/[^/]+/(?:(?:log|checkpoint)/.+|image|filesystem)|pool/[0-9a-f]{8}|backup/.+")
 """Objects that are read because something points at them: that they are missing is no answer, but a loss."""
+
+
+MISSED_KEY: Final = "mirror/missed"
+"""Stands in the first store as long as somebody's mirror missed something. `list` does not show it."""
+MISSED: Final = b"missed\n"
 
 
 class Backlog(Protocol):
@@ -151,7 +157,7 @@ class MirrorStore:
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """List the first store."""
-        return self.first.list(prefix, after)
+        return (info for info in self.first.list(prefix, after) if info.key != MISSED_KEY)
 
     def space(self) -> StoreSpace:
         """Report the first store's room."""
@@ -239,7 +245,20 @@ class MirrorStore:
             except StoreError:
                 self._count_away()
         self.counters.missed += 1
+        self.note_missed()
         note(key)
+
+    def note_missed(self) -> None:
+        """Let every machine know that the mirror may be behind. Each time: a synchronisation elsewhere may have taken the note away."""
+        self.first.overwrite(MISSED_KEY, MISSED)
+
+    def missed_something(self) -> bool:
+        """Say whether the mirror may be behind: by what was noted here, or by anybody who writes to the first store."""
+        return self.backlog.is_behind() or self.first.head(MISSED_KEY) is not None
+
+    def forget_missed(self) -> None:
+        """Take the note away: whoever does so looks at everything after that, or notes it again."""
+        self.first.delete(MISSED_KEY)
 
     def _is_away(self) -> bool:
         return self._monotonic() < self._away_until

@@ -101,7 +101,8 @@ def begin(pool: Pool) -> None:
     add_slot(pool, lambda _key: None, Role.READER, "a reader")
     for number, name in enumerate(("disk", "other")):
         write_image(pool, name, number)
-    rename_image(pool, "other", "third")
+    for old, new in (("other", "third"), ("third", "other"), ("other", "third")):
+        rename_image(pool, old, new)
     create_snapshot(pool, "disk", "before", protect=True)
     protect_snapshot(pool, "disk", "before", on=False)
     create_clone(pool, "disk", "before", "copy")
@@ -158,10 +159,15 @@ def write_image(pool: Pool, name: str, number: int) -> None:
     image.close()
 
 
-def open_on(objects: Objects, mirror: Objects, key_file: KeyFile, directory: Path) -> World:
-    """Open the pool that these objects are, with a mirror that has those."""
-    first, second = MemoryStore("pool"), MemoryStore("mirror")
-    first._objects, second._objects = dict(objects), dict(mirror)
+def open_on(
+    objects: Objects, mirror: Objects, key_file: KeyFile, directory: Path, first: MemoryStore | None = None
+) -> World:
+    """Open the pool that these objects are (or that is in `first`), with a mirror that has those."""
+    second = MemoryStore("mirror")
+    second._objects = dict(mirror)
+    if first is None:
+        first = MemoryStore("pool")
+        first._objects = dict(objects)
     store = mirrored(first, second, FileBacklog(directory, first.url, second.url))
     return World(first, second, open_pool(store, key_file, gone_process(random_bytes=seeded_bytes(7))), key_file)
 

@@ -13,7 +13,7 @@ DAMAGES = 100
 CHUNK = 25
 NEEDS_A_MIRROR = (
     # What loses nothing, or nothing that anybody else tells of: without another copy there is nothing to hold it against.
-    r".*/(snapshot)/.* replaced by an older version of itself",
+    r"(name|image/[0-9a-f]{32}/snapshot)/.* replaced by an older version of itself",
     r".*/snapshot/.* deleted",
     r".*/metadata/.* deleted",
     r"vault/.* deleted",  # `blockyard backup verify` follows the manifests

@@ -16,11 +16,11 @@ from core.scrub.pacing import Pacer
 from core.store.faults import Fault, FaultyStore, Kind
 from core.store.file import FileStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume.images import create_image, open_image
-from core.volume.snapshots import create_snapshot
+from core.volume.images import create_image, open_image, rename_image
+from core.volume.snapshots import create_snapshot, protect_snapshot, remove_snapshot
 from tests.helpers import noise, read, stored_bytes
 from tests.unit.pool_world import Clock
-from tests.unit.scrub_world import OPTIONS, SIZE, World, make_pool
+from tests.unit.scrub_world import OPTIONS, SIZE, World, make_pool, open_on
 
 CONTENT = noise(5, 40 * BLOCK_BYTES)
 
@@ -253,3 +253,26 @@ def test_a_sync_that_a_failing_mirror_ends_can_be_begun_again(world: World) -> N
         MirrorSync(world.pool, FAMILIES).run()
     MirrorSync(world.pool, FAMILIES).run()
     assert stored_bytes(world.second) == stored_bytes(world.first)
+
+
+def test_while_the_mirror_may_be_behind_nothing_is_rolled_forward_or_brought_back_from_it(
+    world: World, tmp_path: Path
+) -> None:
+    """Another machine protects one snapshot and removes another while the mirror is away for it alone."""
+    create_snapshot(world.pool, "disk", "gone")
+    rename_image(world.pool, "disk", "other")
+    first, good = world.first, world.second
+    elsewhere = open_on({}, {}, world.key_file, tmp_path / "elsewhere", first=first)
+    elsewhere.store.mirror = FaultyStore(good, lambda _seconds: None, lambda _operation, _key: Fault(Kind.ERROR))  # type: ignore[misc]
+    rename_image(elsewhere.pool, "other", "disk")
+    protect_snapshot(elsewhere.pool, "disk", "old", on=True)
+    remove_snapshot(elsewhere.pool, "disk", "gone")
+    before = stored_bytes(first)
+    report = world.scrub()
+    assert stored_bytes(first) == before
+    assert report.findings == []
+    assert len([text for _, text in report.strays if "alone" in text]) == 2
+    elsewhere.store.mirror = good  # type: ignore[misc]
+    MirrorSync(elsewhere.pool, FAMILIES).run()  # where the notes are, once the mirror is back
+    assert stored_bytes(good) == stored_bytes(first)
+    assert world.scrub().findings == []
