@@ -306,7 +306,6 @@ class Crash:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", [MemoryStore, AppendableMemoryStore])
 def test_an_import_that_a_crash_ends_at_any_change_of_the_store_happened_or_did_not(pool, kind, after, monkeypatch):
-    monkeypatch.setattr(core_limits, "DURABLE_WAIT_S", 0.05)
     create_image(pool, "disk", 8 * BLOCK)
     with opened(pool) as image:
         image.write(0, noise(1, 8 * BLOCK))
@@ -326,7 +325,8 @@ def test_an_import_that_a_crash_ends_at_any_change_of_the_store_happened_or_did_
         doomed = open_pool(hooked(store), saved[0], gone_process())
         doomed.store.hook = crash
         finished = False
-        with suppress(BlockyardError):
+        with suppress(BlockyardError), monkeypatch.context() as impatient:
+            impatient.setattr(core_limits, "DURABLE_WAIT_S", 0.05)
             imported(doomed, stream, writer=trust(pool))
             finished = True
         here = open_pool(store, saved[0], real_world())
