@@ -127,7 +127,10 @@ class _Level:
 
 
 class TableWriter:
-    """Makes a table out of another one and changes in ascending order of slots."""
+    """Makes a table out of another one and changes, best in ascending order of slots.
+
+    Of every level one page is open; it stands below the open page of the level above, or is none (number −1).
+    """
 
     def __init__(self, base: Root, slots: int, fetch: Fetch, keep: Keep) -> None:
         self._fetch = fetch
@@ -190,13 +193,11 @@ class TableWriter:
         self._clear(level, inner_end * FANOUT, end)
 
     def _drop_below(self, level: int, first: int, end: int) -> None:
-        """Forget open pages that become holes as a whole."""
-        if self._levels[level].number >= 0 and first <= self._levels[level].number < end:
-            self._levels[level].number, self._levels[level].changed = -1, False
-        else:
+        """Close the open pages up to a level, since a page above is about to change; those that become holes as a whole go unstored."""
+        if not first <= self._levels[level].number < end:
             self._store(level)
-        for below in range(level):
-            self._levels[below].number, self._levels[below].changed = -1, False
+        for each in self._levels[: level + 1]:
+            each.number, each.changed = -1, False
 
     def _page(self, level: int, number: int) -> _Level:
         open_ = self._levels[level]

@@ -86,6 +86,22 @@ def test_a_table_holds_what_a_dictionary_holds_over_any_changes_growing_and_shri
         assert set(model.values()) <= needed
 
 
+def test_a_page_that_was_open_before_others_were_cleared_is_changed_again_afterwards() -> None:
+    pages = Pages()
+    writer = TableWriter(EMPTY_ROOT, FANOUT**4, pages.kept.__getitem__, pages.keep)
+    writer.put(1, ids_of(chunk(1)))
+    writer.clear(2, 150)
+    writer.put(170, ids_of(chunk(2)))
+    writer.put(1, ids_of(chunk(3)))
+    found = {
+        first + at: name.tobytes()
+        for first, ids in Table(writer.finish(), pages.kept.__getitem__).runs()
+        for at, name in enumerate(ids)
+        if name.tobytes() != HOLE
+    }
+    assert found == {1: chunk(3), 170: chunk(2)}
+
+
 def test_equal_tables_have_equal_roots_and_a_small_change_makes_few_pages() -> None:
     pages = Pages()
     first = TableWriter(EMPTY_ROOT, FANOUT**3, pages.kept.__getitem__, pages.keep)
