@@ -3,8 +3,9 @@
 Their signatures of before must stay valid, since they are part of images; those of later must not. What tells them apart:
 
 1. *Objects of a log* are in an order. Of every volume the description has, by way of signed records (core.pool.points), the last sequence
-   that may be theirs. If they may be the one who writes an image now, the image is taken over first: the barrier is the point, and what
-   they put behind it is never part of the log (invariant 2).
+   that may be theirs. Where something of theirs stands in the log since the newest checkpoint, the image is taken over first: the point is
+   before the barrier, and a checkpoint of ours stands at it. What they put behind it is never part of the log (invariant 2), and a
+   checkpoint that they put before it is never the newest.
 2. *Records* are in none, so all of theirs are signed again by the owner who runs this, and from then on none of theirs counts.
 3. *History of backups* (packs, manifests, sealed copies of metadata) is never signed again and stays valid as a whole: a store that
    takes part could let them add to it.
@@ -16,10 +17,10 @@ call does it all again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 from core.errors import IntegrityError, UsageError
-from core.format.header import HEADER_BYTES, Kind, unpack_header
+from core.format.header import HEADER_BYTES, Header, Kind, unpack_header
 from core.format.record import RecordKind, RecordValue, record_writer_id, volume_record_keys
 from core.pool.description import POINTS_NONCE_BYTES
 from core.pool.names import Name, VolumeKind
@@ -35,6 +36,7 @@ from core.volume.options import ImageOptions
 
 Report = Callable[[int, int], None]
 """Told how many volumes were looked at, and how many there are."""
+_LOOKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def retire_writer(pool: Pool, writer_id: bytes, report: Report = lambda _done, _
             taken_over += was_writing
         except IntegrityError:
             damaged.append(name.name)
-            points[name.volume_id] = newest_object(pool.store, _names_of(name))[0]
+            points[name.volume_id] = newest_sequence(pool.store, _names_of(name))
         signed_again += _sign_records(pool, name, writer_id)
     signed_again += sign_again(pool)
     report(len(names), len(names))
@@ -96,33 +98,43 @@ def _end(pool: Pool, name: Name, writer_id: bytes) -> tuple[int, bool]:
     names = _names_of(name)
     if name.kind is VolumeKind.VAULT:
         return NO_END, False
-    newest, signer = newest_object(pool.store, names)
-    if name.kind is not VolumeKind.IMAGE or signer != writer_id:
-        return newest, False
+    if name.kind is not VolumeKind.IMAGE:
+        return newest_sequence(pool.store, names), False
+    root, signers = _since_checkpoint(pool.store, names)
+    if writer_id not in signers.values() and not (root is not None and root.writer_id == writer_id):
+        return (root.sequence - 1 if root is not None else 0), False
     open_image(pool, name.name, writable=True, options=ImageOptions(), force=True).close()
-    return _first_barrier(pool, names, newest), True
+    return _first_barrier(pool, names, max(signers, default=0)) - 1, True
 
 
-def newest_object(store: Store, names: VolumeNames) -> tuple[int, bytes]:
-    """Give sequence and writer of the last object of a log: of the log itself, or of the newest checkpoint if that covers all of it."""
-    roots = [info.key for info in store.list(names.checkpoints) if info.key.endswith("/root")]
-    covered = names.sequence_of(roots[-1]) if roots else 0
-    keys = [info.key for info in store.list(names.log, names.segment(covered))]
-    last = keys[-1] if keys else (roots[-1] if roots else None)
-    if last is None:
-        return 0, b""
-    try:
-        header = unpack_header(store.get_range(last, 0, HEADER_BYTES), last)
-    except ObjectMissingError:  # a checkpoint that a newer one has just replaced
-        return newest_object(store, names)
-    return header.sequence, header.writer_id
+def newest_sequence(store: Store, names: VolumeNames) -> int:
+    """Give the last sequence that stands in a log."""
+    return max((names.sequence_of(info.key) for info in store.list(names.log)), default=0)
+
+
+def _since_checkpoint(store: Store, names: VolumeNames) -> tuple[Header | None, dict[int, bytes]]:
+    """Give the header of the newest checkpoint, and who signed what stands in the log from there on, by sequence."""
+    for _ in range(_LOOKS):
+        roots = [info.key for info in store.list(names.checkpoints) if info.key.endswith("/root")]
+        try:
+            root = _header(store, roots[-1]) if roots else None
+            after = names.segment(root.sequence - 1) if root is not None else ""
+            keys = [info.key for info in store.list(names.log, after)]
+            return root, {names.sequence_of(key): _header(store, key).writer_id for key in keys}
+        except ObjectMissingError:
+            continue  # a living writer collects
+    raise UsageError(f"objects below {names.prefix} come and go while they are looked at; run this again")
+
+
+def _header(store: Store, key: str) -> Header:
+    return unpack_header(store.get_range(key, 0, HEADER_BYTES), key)
 
 
 def _first_barrier(pool: Pool, names: VolumeNames, after: int) -> int:
-    """Give the sequence of the first barrier behind `after` that we put: nothing of the writer before counts past it."""
+    """Give the sequence of the first barrier behind `after` that we put. Our checkpoint stands there: older ones count no more."""
     assert pool.keys.writer is not None, "an owner writes"
     for info in pool.store.list(names.log, names.segment(after)):
-        header = unpack_header(pool.store.get_range(info.key, 0, HEADER_BYTES), info.key)
+        header = _header(pool.store, info.key)
         if header.kind is Kind.BARRIER and header.writer_id == pool.keys.writer.writer_id:
             return header.sequence
     raise UsageError(f"somebody else takes {names.prefix} over at this moment; run this again")

@@ -6,6 +6,7 @@ from pool_world import Made, make_pool, passphrase
 
 from core import limits
 from core.errors import FencedError, IntegrityError, KeyRefusedError, ReadOnlyError, UsageError
+from core.format.header import unpack_header
 from core.format.record import RecordKind, record_writer_id
 from core.pool.description import change_description
 from core.pool.key_files import KeyFile
@@ -103,6 +104,39 @@ def test_a_segment_that_they_put_at_the_end_of_a_log_is_refused(made: Made, mall
     write(pool, "ours", 2)
     with pytest.raises(IntegrityError, match="retired"):
         opened(made.again(made.key_file), "ours", writable=False)
+
+
+def test_a_checkpoint_that_they_put_behind_or_instead_is_refused_or_never_the_newest(
+    made: Made, mallory: KeyFile
+) -> None:
+    pool = forget_retirements(made.again(mallory))
+    prefix = image_info(made.pool, "ours").prefix
+    before = {info.key: made.store.get(info.key) for info in made.store.list(f"{prefix}/checkpoint/")}
+    end(made, mallory)
+    roots = [info.key for info in made.store.list(f"{prefix}/checkpoint/") if info.key.endswith("/root")]
+    assert unpack_header(made.store.get(roots[-1]), roots[-1]).writer_id == writer_of(made.pool)
+    write(made.pool, "ours", 4)
+    for key, data in before.items():
+        made.store.overwrite(key, data)  # what was theirs once is older, and put back it changes nothing
+    assert has(made.again(made.key_file), "ours", 1, 4)
+    image = opened(pool, "theirs")  # a barrier, and a checkpoint when it is closed
+    image.close()
+    with pytest.raises(IntegrityError, match="retired"):
+        opened(made.again(made.key_file), "theirs", writable=False)
+
+
+def test_an_image_that_they_have_not_touched_since_its_checkpoint_is_not_taken_over(
+    made: Made, mallory: KeyFile
+) -> None:
+    for name in ("ours", "theirs"):
+        for _ in range(3):
+            write(made.pool, name, 5)
+    writing = open_image(made.again(made.key_file), "ours", writable=True, options=ImageOptions())
+    writer_id = writer_of(made.again(mallory))
+    assert retire_writer(made.pool, writer_id).taken_over == 0
+    writing.write(6 * BLOCK_BYTES, block(6))
+    writing.close()
+    assert has(made.again(made.key_file), "ours", 1, 5, 6)
 
 
 def test_a_program_of_theirs_that_writes_is_cut_off_and_what_it_acknowledged_stays(
