@@ -7,17 +7,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
 from core.volume.transfer import Progress as Report
 
@@ -32,6 +21,9 @@ def print_json(value: Row | Sequence[Row]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Print a table without frames; the columns named in `right` are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=True)
@@ -59,22 +51,35 @@ def format_time(unix_seconds: int) -> str:
 @contextmanager
 def counting_bar(text: str) -> Iterator[Report]:
     """Show a bar as `progress_bar` does, of things that are counted instead of bytes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with _bar(text, counting=True) as report:
+        yield report
 
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Report]:
     """Show a bar on standard error while the block runs; nothing where that is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    with _bar(text, counting=False) as report:
+        yield report
+
+
+@contextmanager
+def _bar(text: str, *, counting: bool) -> Iterator[Report]:
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+
+    amounts = [MofNCompleteColumn()] if counting else [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
