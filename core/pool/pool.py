@@ -18,7 +18,6 @@ from core.errors import AlreadyExistsError, KeyRefusedError
 from core.pool.description import (
     Description,
     Member,
-    PoolVerifiers,
     Writer,
     change_description,
     load_description,
@@ -42,6 +41,7 @@ from core.pool.slots import (
     reload_grant,
     remove_slot,
 )
+from core.pool.verifiers import PoolVerifiers
 from core.store.contract import ObjectExistsError, Store
 from core.store.probe import probe_put_if_absent
 from core.world import World
