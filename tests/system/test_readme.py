@@ -90,7 +90,7 @@ def perform(name: str, home: Path, environment: Mapping[str, str]) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        shell.wait(180)
+        shell.wait(400)
     pieces = printed.read_text(errors="replace").split(_MARK)
     assert len(pieces) > 2 * len(steps), f"the shell ended early:\n{printed.read_text(errors='replace')}"
     for step, said, status in zip(steps, pieces[::2], pieces[1::2], strict=False):
