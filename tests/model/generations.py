@@ -19,6 +19,7 @@ from core import limits
 from core.errors import AlreadyExistsError, BlockyardError, FencedError, LockedError, NotFoundError, UsageError
 from core.pool.key_files import KeyFile
 from core.pool.pool import Pool, create_pool, open_pool
+from core.pool.volume_keys import rotate_volume_key
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import MIB
 from core.volume.clones import create_clone
@@ -26,6 +27,7 @@ from core.volume.collection import collect_pool
 from core.volume.flatten import Flattened, flatten
 from core.volume.image import Image
 from core.volume.images import create_image, open_image
+from core.volume.key_usage import retire_keys
 from core.volume.options import ImageOptions
 from core.volume.removal import remove_image
 from core.volume.snapshots import (
@@ -413,6 +415,19 @@ class Yard:
                 self.disks[collected.name].history.in_pool()
         swept = self.do(host, lambda: sweep(self.pool(host)))
         assert not swept.damaged, swept
+
+    def rotate(self, host: str, disk: Disk) -> None:
+        """Give an image another key, and take old ones away if nobody has it open."""
+        self.seen["rotation"] += 1
+        self.do(host, lambda: rotate_volume_key(self.pool(host), disk.name))
+        if disk.image is not None:
+            return
+        try:
+            self.do(host, lambda: retire_keys(self.pool(host), disk.name, carry_over=True))
+        except LockedError:
+            return  # somebody died with it
+        self.seen["retirement"] += 1
+        disk.history.crashed(self.read_all(host, disk.name))
 
     def repack(self, disk: Disk) -> None:
         """Repack an open image until it is dense."""

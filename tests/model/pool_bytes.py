@@ -22,8 +22,8 @@ BLOCK = 4096
 SEGMENT, BARRIER, PAGES, ROOT, RECOVERY = 1, 2, 3, 4, 5
 WRITE, TRIM, RESIZE, RELOCATE, INODE, REVERT = 1, 2, 3, 4, 5, 6
 POOL, SLOT_INFO, NAME, IMAGE, LOCK, LEASE, RESIZE_REQUEST, REMOVED, SNAPSHOT, CHILD = range(1, 11)
+KEY = 18
 _UNSIGNED = {SLOT_INFO, LEASE}
-_POOL_SEALED = {POOL, SLOT_INFO, NAME, IMAGE, REMOVED, 11}
 _verified: set[tuple[bytes, bytes, bytes]] = set()
 """(public key, signature, digest of what was signed): a recount after each of a thousand runs looks at the same objects."""
 _CIPHERS = {1: AESGCM, 2: ChaCha20Poly1305}
@@ -101,6 +101,15 @@ def read_record(secrets: Secrets, kind: int, key: str, data: bytes, secret: byte
     fields = msgpack.unpackb(unseal(algorithm, sealing, 0, data[44 : 44 + length], bound + data[:44], key))
     need(isinstance(fields, dict), f"{key} holds no map")
     return fields
+
+
+def record_key_id(data: bytes) -> int:
+    """Say under which key of its family a record is sealed."""
+    return int.from_bytes(data[12:16], "little")
+
+
+def header_kind(data: bytes) -> int:
+    return data[10]
 
 
 def record_secret(volume_key: bytes, volume_id: bytes) -> bytes:

@@ -17,6 +17,7 @@ from tests.model.pool_bytes import (
     BLOCK,
     CHILD,
     IMAGE,
+    KEY,
     LEASE,
     NAME,
     RELOCATE,
@@ -31,12 +32,14 @@ from tests.model.pool_bytes import (
     Root,
     Secrets,
     Volume,
+    header_kind,
     need,
     read_log_object,
     read_page,
     read_pool,
     read_record,
     read_root,
+    record_key_id,
     record_secret,
     unwrap_key,
 )
@@ -90,6 +93,11 @@ class Recount:
     def _record(self, kind: int, key: str, secret: bytes | None = None) -> dict[str, Any]:
         return read_record(self.secrets, kind, key, self.objects[key], secret or self.secrets.pool_key)
 
+    def _volume_record(self, kind: int, key: str, volume: Volume) -> dict[str, Any]:
+        key_id = record_key_id(self.objects[key])
+        need(key_id in volume.keys, f"{key} is sealed under key {key_id}")
+        return self._record(kind, key, record_secret(volume.keys[key_id], volume.id))
+
     def _removed(self) -> set[bytes]:
         return {self._record(REMOVED, key)["image"] for key in self._keys("removed/")}
 
@@ -117,20 +125,22 @@ class Recount:
         need(lasts == sorted(lasts), f"{key}: its lineage is out of order")
         base = (ancestors[-1][0], (fields["base_checkpoint"], ancestors[-1][1])) if ancestors else None
         image = Image(volume, fields["size_bytes"], ancestors, base)
-        secret = record_secret(volume.keys[fields["key_id"]], volume_id)
         for each in self._keys(f"{volume.prefix}/snapshot/"):
-            found = self._record(SNAPSHOT, each, secret)
+            found = self._volume_record(SNAPSHOT, each, volume)
             image.snapshots[found["name"]] = found
         for each in self._keys(f"{volume.prefix}/child/"):
-            found = self._record(CHILD, each, secret)
+            found = self._volume_record(CHILD, each, volume)
             need(each.endswith("/" + found["image"].hex()), f"{each} is of another child")
             image.children[found["image"]] = found
         for each in self._keys(f"{volume.prefix}/reader/"):
-            image.leases[each] = self._record(LEASE, each, secret)
+            image.leases[each] = self._volume_record(LEASE, each, volume)
         return image
 
     def _volume_keys(self, volume_id: bytes, fields: Mapping[str, Any]) -> dict[int, bytes]:
-        return {fields["key_id"]: unwrap_key(self.secrets, volume_id, fields["key_id"], fields["wrapped_key"])}
+        records = [fields] + [self._record(KEY, key) for key in self._keys(f"image/{volume_id.hex()}/key/")]
+        return {
+            each["key_id"]: unwrap_key(self.secrets, volume_id, each["key_id"], each["wrapped_key"]) for each in records
+        }
 
     # Objects.
 
@@ -387,6 +397,7 @@ class Recount:
             kept |= {log_key(image, sequence) for sequence in self.logged(image) if self._is_barrier(image, sequence)}
             kept.add(f"{image.volume.prefix}/image")
             kept |= set(self._keys(f"{image.volume.prefix}/snapshot/"))
+            kept |= set(self._keys(f"{image.volume.prefix}/key/"))
             kept |= {
                 f"{image.volume.prefix}/child/{child.hex()}"
                 for child in image.children
@@ -401,7 +412,7 @@ class Recount:
         return sorted(left + homeless)
 
     def _is_barrier(self, image: Image, sequence: int) -> bool:
-        return self.log_object(image, sequence).header.kind == BARRIER
+        return header_kind(self.objects[log_key(image, sequence)]) == BARRIER  # its key may be retired
 
 
 def _pin(fields: Mapping[str, Any]) -> Pin:

@@ -96,6 +96,7 @@ STEPS_BY_WEIGHT: dict[Step, int] = {
     lambda yard, chooser, host, disk: yard.flatten(host, disk): 3,
     lambda yard, chooser, host, disk: yard.collect(host): 2,
     _opened(Yard.repack): 3,
+    lambda yard, chooser, host, disk: yard.rotate(host, disk): 2,
     _make: 2,
     _remove: 2,
 }
