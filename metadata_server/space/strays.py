@@ -34,6 +34,8 @@ class Strays:
 
     async def look(self) -> int:
         """List the pool and remember what is a stray; give how many are remembered."""
+        if not self._guard.is_loaded:
+            await self._guard.refresh()
         end = await self._ledger.end_of_numbers()
         batches = self._pool.each_batch()
         strays: list[int] = []

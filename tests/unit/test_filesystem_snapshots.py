@@ -11,7 +11,7 @@ import pytest
 import trio
 from check_world import DIRECTORY, FILE, SESSION, CheckWorld, make_check_world
 
-from core.errors import AlreadyExistsError, FencedError, IntegrityError, LockedError, StoreError
+from core.errors import AlreadyExistsError, FencedError, IntegrityError, LockedError, StoreError, UsageError
 from core.filesystem.filesystems import Filesystem
 from core.filesystem.sealed import Part, piece_key
 from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
@@ -19,6 +19,7 @@ from core.format.runs import pack_runs
 from core.store.memory import AppendableMemoryStore
 from core.units import BLOCK_BYTES
 from metadata_server.claim import now_ns_of
+from metadata_server.cli.copies import split_path
 from metadata_server.engine.snapshot import Snapshot
 from metadata_server.engine.sqlite import SqliteEngine
 from metadata_server.maintenance.inventory import nobody_watches
@@ -394,3 +395,24 @@ def test_tasks_run_one_after_the_other_and_their_failures_are_told() -> None:
         assert gone.value.errno == errno.ENOENT
 
     trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "path"),
+    [
+        ("backup/home:/a/b", "backup/home", "/a/b"),
+        ("backup/home:a:b", "backup/home", "a:b"),
+        ("file:///srv/pool/home:/a", "file:///srv/pool/home", "/a"),
+        ("file:///srv/pool/home@snap:a", "file:///srv/pool/home@snap", "a"),
+        ("s3://host:9000/bucket/home:/a", "s3://host:9000/bucket/home", "/a"),
+        ("backup/home:", "backup/home", ""),
+    ],
+)
+def test_a_path_stands_behind_the_name_of_its_filesystem(text: str, reference: str, path: str) -> None:
+    assert split_path(text) == (reference, path)
+
+
+@pytest.mark.parametrize("text", ["home:/a", "backup/home", "file:///srv/pool/home", "s3://host:9000"])
+def test_what_names_no_path_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="POOL/FS:PATH"):
+        split_path(text)

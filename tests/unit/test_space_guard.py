@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import StoreError
@@ -16,6 +16,7 @@ from metadata_server.space import limits
 from metadata_server.space.guard import Guard
 from metadata_server.space.keeper import SpaceKeeper, SpaceOptions
 from metadata_server.space.pool import SegmentPool
+from metadata_server.space.strays import Strays
 from metadata_server.space.tree_ledger import TreeLedger
 from tests.helpers import real_world
 from tests.unit.test_space_ledger import Place
@@ -96,7 +97,7 @@ def test_a_pinned_segment_stays_until_its_last_snapshot_goes_and_then_goes_soon(
     place.keep(40)
     assert place.stored() == [kept]
     place.pins.standing.clear()
-    place.keep(3 * GRACE_S + limits.refresh_after(GRACE_S))
+    place.keep(40)
     assert place.stored() == [] and place.tree.segment(kept) is None
 
 
@@ -241,6 +242,7 @@ def test_a_segment_whose_session_died_before_it_was_reported_is_closed_for_a_sna
     assert place.stored() == [sequence] and row is not None and row.closed
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(1, 60)), max_size=4), st.sets(st.integers(1, 60)))
 def test_what_is_pinned_is_what_any_snapshot_has(every: list[set[int]], wanted: set[int]) -> None:
     pins = Pins()
@@ -252,3 +254,18 @@ def test_what_is_pinned_is_what_any_snapshot_has(every: list[set[int]], wanted: 
     assert guard.is_pinned(61) and guard.is_pinned(3)
     guard.drop(b"m" * 16)
     assert not guard.is_pinned(61)
+
+
+def test_strays_are_found_by_the_first_look_of_a_server(place):
+    """It is the only one that a server lives for whose mount is short."""
+    session = place.session()
+    stray = place.number(session)
+    put_segment(place.disk, stray, [(5, 0, 3)])
+    place.end_session(session)
+    place.restart()
+
+    async def look() -> int:
+        pool = SegmentPool(place.disk, NAMES, KEYS, real_world(), ZSTD)
+        return await Strays(place.ledger, pool, pool.world, GRACE_S, place.guard).look()
+
+    assert trio.run(look) == 1
