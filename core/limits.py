@@ -94,6 +94,8 @@ REPACK_LOOK_S: Final = 2.0
 REPACK_IDLE_BYTES_PER_S: Final = 64 * MIB
 REPACK_BUSY_BYTES_PER_S: Final = 24 * MIB
 """Grows to four times as much as what segments take outgrows the bound."""
+REPACK_BUSY_READS_PER_S: Final = 200
+"""With more reads than this an image is packed at the busy rate, though nobody writes."""
 REPACK_SMALL_BLOCKS: Final = 128
 REPACK_SMALL_COUNT: Final = 64
 """So many segments with so few blocks each are put together in idle moments."""

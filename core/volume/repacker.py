@@ -111,6 +111,7 @@ class Repacker:
         self._looked_at = (0, 0, False)
         self._looked_s = float("-inf")
         self._shown_s = world.monotonic()
+        self._reads = (0, world.monotonic())
         self._left = not self._base
 
     # In the background.
@@ -164,7 +165,10 @@ class Repacker:
             if self._reclaim(limits.RECLAIM_IDLE_SHARE if idle else limits.RECLAIM_BUSY_SHARE):
                 return 0
             self._look(idle=idle)
-        return self._repack_some() if self._victims else None
+            if not self._victims:
+                self._reader = None  # with its cache
+                return None
+        return self._repack_some()
 
     def _look(self, *, idle: bool) -> None:
         bound = limits.REPACK_IDLE_BOUND if idle else limits.REPACK_BUSY_BOUND
@@ -180,12 +184,18 @@ class Repacker:
             return  # a record cannot be read: what may be needed, stays as it is
         segments = movable(own, kept, checkpoint)
         self._victims = choose(segments, bound) or (choose_small(segments) if idle else [])
-        outgrown = segments.stored_bytes / max(bound * segments.live_bytes, 1)
-        self._pace_bytes_per_s = (
-            limits.REPACK_IDLE_BYTES_PER_S
-            if idle
-            else int(limits.REPACK_BUSY_BYTES_PER_S * min(4.0, 1 + max(0.0, outgrown - 1) * 6))
-        )
+        outgrown = max(0.0, segments.stored_bytes / max(bound * segments.live_bytes, 1) - 1)
+        self._pace_bytes_per_s = int(limits.REPACK_BUSY_BYTES_PER_S * min(4.0, 1 + outgrown * 6))
+        if idle:
+            reading = self._reads_per_s() > limits.REPACK_BUSY_READS_PER_S
+            self._pace_bytes_per_s = limits.REPACK_BUSY_BYTES_PER_S if reading else limits.REPACK_IDLE_BYTES_PER_S
+
+    def _reads_per_s(self) -> float:
+        """Say how often clients looked into the cache since the last time this was asked."""
+        counters = self._main_reader.cache.counters
+        reads, now_s = counters.hot_hits + counters.packed_hits + counters.misses, self._world.monotonic()
+        (before, before_s), self._reads = self._reads, (reads, now_s)
+        return (reads - before) / max(now_s - before_s, 0.001)
 
     @property
     def _checkpoint(self) -> int:
