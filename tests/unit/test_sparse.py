@@ -1,9 +1,12 @@
 """Which segments are repacked: decisions on counts, and what a segment says it holds."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from core import limits
+from core.format.checkpoint import Root, empty_table, pack_root, unpack_root
 from core.format.compression import DEFAULT_COMPRESSION, Compressor
 from core.format.frame import RecordKind
 from core.format.header import Kind
@@ -156,3 +159,11 @@ def test_what_stands_in_ancestors_segments_is_found_in_runs():
         Run(1006, 2, at(2, 8)),
     ]
     assert list(foreign_runs(0, entries, 0)) == []
+
+
+def test_a_checkpoint_tells_how_many_blocks_its_segments_were_written_with_and_an_older_one_does_not():
+    root = Root(7, 3, 8, bytes(32), 4096, empty_table(), {1: 5}, {1: 9000}, {}, {1: 600})
+    assert unpack_root(pack_root(root), "a root").blocks == {1: 600}
+    older = dataclasses.replace(root, blocks={})
+    assert b"blocks" not in pack_root(older)
+    assert unpack_root(pack_root(older), "a root").blocks == {}
