@@ -1,6 +1,6 @@
 """What a stream holds, opened and checked chunk by chunk, and where it comes from. One caller."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
@@ -97,10 +97,10 @@ class Stream:
             raise IntegrityError(f"{what} does not hold what its end tells of: it was made by another program")
         self._check_signature()
 
-    def check(self) -> bytes:
-        """Read all of the stream and keep nothing; gives its digest."""
+    def check(self, report: Callable[[int], None]) -> bytes:
+        """Read all of the stream and keep nothing; gives its digest. `report` is told the bytes passed."""
         for _ in self.contents(look_only=True):
-            pass
+            report(self.reader.position.bytes)
         return self.reader.position.digest
 
     def _check_origin(self, preamble: Preamble, what: str) -> None:

@@ -14,9 +14,10 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from core.errors import AlreadyExistsError, IntegrityError, LockedError, UsageError, WorldError
+from core.errors import AlreadyExistsError, IntegrityError, LockedError, UsageError
 from core.format.compression import DEFAULT_COMPRESSION, Compression, Compressor
 from core.pool.pool import Pool
+from core.stream.file_trouble import file_trouble
 from core.stream.format import (
     SALT_BYTES,
     ChunkKind,
@@ -98,7 +99,7 @@ def export_file(
             partial.replace(target)
             _sync_directory(target.parent)
     except OSError as error:
-        raise WorldError(f"cannot write {target}: {error.strerror}") from error
+        raise file_trouble(f"cannot write {target}", error) from error
     return exported
 
 

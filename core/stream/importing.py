@@ -19,10 +19,10 @@ from core.errors import (
     NotFoundError,
     StoreError,
     UsageError,
-    WorldError,
 )
 from core.pool.pool import Pool
 from core.stream.contents import BY_THE_POOL, Stream, Trust
+from core.stream.file_trouble import file_trouble
 from core.stream.format import Head
 from core.volume.diff import changed_content, changed_ranges
 from core.volume.image import Image
@@ -68,6 +68,8 @@ def import_file(target: Target, source: Path, progress: Progress) -> Imported:
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
     with file:
+        if not file.seekable():
+            return import_stream(target, file, progress)
         size_bytes = file.seek(0, 2)
         file.seek(0)
         return _Importing(target, str(source), progress, size_bytes).run(file, file)
@@ -80,7 +82,7 @@ def import_stream(target: Target, source: Readable, progress: Progress, scratch:
         with tempfile.TemporaryFile(dir=scratch, prefix="blockyard-") as kept:
             return importing.run(source, kept)
     except OSError as error:
-        raise WorldError(f"cannot keep the stream in {scratch or tempfile.gettempdir()}: {error.strerror}") from error
+        raise file_trouble(f"cannot keep the stream in {scratch or tempfile.gettempdir()}", error) from error
 
 
 class _Teed:
@@ -121,7 +123,7 @@ class _Importing:
                 teed.stop()
             return self._import_new(stream)
         self._find_base(stream.head)  # before a long stream is read for nothing
-        digest = stream.check()
+        digest = stream.check(lambda done: self._progress(done, self._size_bytes))
         kept.seek(0)
         return self._import_next(Stream(self._pool, kept, self._trust, self._what), digest)
 

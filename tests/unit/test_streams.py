@@ -1,7 +1,9 @@
 """Streams of images: what arrives is what was sent, and what is cut, altered or does not fit leaves the target as it was."""
 
 import io
+import os
 import random
+import threading
 from contextlib import closing, suppress
 
 import pytest
@@ -354,10 +356,10 @@ def test_beside_an_import_a_reader_sees_the_state_before_and_no_snapshot_is_made
     source(pool)
     imported(other, exported(pool, "a"), writer=trust(pool))
     before = contents(other, "copy")
-    seen = []
+    notes, seen = ImportNotes(other, *image_keys(other, "copy")), []
 
-    def look(done, _total):
-        if done and not seen:
+    def look(_done, _total):
+        if notes.find() is not None and not seen:
             seen.append(contents(other, "copy"))
             with pytest.raises(LockedError, match="is being imported"):
                 create_snapshot(other, "copy", "meanwhile")
@@ -412,6 +414,18 @@ def test_an_interrupted_export_goes_on_where_it_was(pool, other, tmp_path, seali
         assert contents(pool, f"copy-{cut}") == contents(pool, "disk")
         assert not partial.exists()
         path.unlink()
+
+
+def test_a_named_pipe_is_read_as_a_pipe(pool, tmp_path):
+    source(pool)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for name, base in (("a", None), ("b", "a")):
+        feeding = threading.Thread(target=pipe.write_bytes, args=(exported(pool, name, base),))
+        feeding.start()
+        import_file(Target(pool, "copy", OPTIONS), pipe, quiet)
+        feeding.join()
+        assert contents(pool, "copy") == contents(pool, f"disk@{name}")
 
 
 def test_what_is_left_of_another_stream_is_not_gone_on_with(pool, tmp_path):
