@@ -27,6 +27,8 @@ from core.volume.repacker import Progress
 from core.volume.writer_requests import Wish, WriterRequests
 
 _POLL_S: Final = 0.5
+_POLL_MOST_S: Final = 4.0
+"""A long flattening is looked at less often: a look reads the newest checkpoint's root."""
 _LOOKS: Final = 8
 _PATIENCE_S: Final = 60.0
 """After the last block is copied, for checkpoints and for readers of older states to go on."""
@@ -126,6 +128,7 @@ def _ask(
         return None
     total = foreign_bytes(pool, info)
     alone_s: float | None = None
+    pause_s = _POLL_S
     while has_records(pool, info):
         if not is_there():
             return None
@@ -138,7 +141,8 @@ def _ask(
             alone_s = pool.world.monotonic()
         elif is_held(pool, info, keys) or pool.world.monotonic() - alone_s > _PATIENCE_S:
             return Flattened.COPIED
-        sleep(_POLL_S)
+        sleep(pause_s)
+        pause_s = min(pause_s * 1.1, _POLL_MOST_S)
     return Flattened.APART
 
 
