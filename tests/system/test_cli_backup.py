@@ -166,7 +166,7 @@ def test_a_damaged_backup_is_named_and_ends_with_status_7(run: Run, home: Path) 
 
 
 def test_a_killed_run_leaves_no_backup_and_the_next_one_goes_on(run: Run, home: Path) -> None:
-    (home / "disk.raw").write_bytes(random.Random(3).randbytes(96 << 20))
+    (home / "disk.raw").write_bytes(random.Random(3).randbytes(64 << 20))
     command = Command(home, {"BLOCKYARD_CONFIG": str(home / "config.toml")})
     process = command.start("backup", "run", home / "disk.raw", "vault")
     deadline = time.monotonic() + PATIENCE_S
@@ -176,5 +176,5 @@ def test_a_killed_run_leaves_no_backup_and_the_next_one_goes_on(run: Run, home: 
     process.wait(PATIENCE_S)
     assert json.loads(run("backup", "ls", "vault", "--json")) == []
     (row,) = json.loads(run("backup", "run", home / "disk.raw", "vault", "--json"))
-    assert row["new_bytes"] < 96 << 20, "what the killed run stored is found again"
+    assert row["new_bytes"] < 64 << 20, "what the killed run stored is found again"
     run("backup", "verify", "vault")

@@ -249,3 +249,11 @@ def test_ids_beyond_the_loose_ones_are_found_in_sorted_arrays(monkeypatch: pytes
     assert generator.randbytes(16) not in found
     assert found.has_many(ids_of(b"".join(names[:88]))).sum() >= 80
     assert isinstance(found.has_many(np.zeros(0, ids_of(b"").dtype)), np.ndarray)
+
+
+def test_packs_stay_within_their_bound_and_are_well_filled() -> None:
+    world = vault_world()
+    world.run(History(noise(11, 560)))
+    sizes = [len(world.store.get(key)) for key in world.keys("pack/")]
+    assert max(sizes) <= limits.PACK_BYTES
+    assert sum(size > limits.PACK_BYTES * 3 // 5 for size in sizes) >= len(sizes) - 1
