@@ -110,10 +110,10 @@ class FrameReader:
         self._loading: dict[int, Future[_Table]] = {}
         self._flights: dict[int, threading.Event] = {}
 
-    def aside(self, cache: FrameCache) -> "FrameReader":
-        """Give a reader of the same volume that keeps what it reads in a cache of its own."""
+    def aside(self, store: Store, cache: FrameCache) -> "FrameReader":
+        """Give a reader of the same volume, as it stands in `store`, that keeps what it reads in a cache of its own."""
         own, ancestors = self._lineage.own, self._lineage.ancestors
-        return FrameReader(self._store, own.names, own.keys, self._live, cache, self._forget, ancestors=ancestors)
+        return FrameReader(store, own.names, own.keys, self._live, cache, self._forget, ancestors=ancestors)
 
     # Tables.
 

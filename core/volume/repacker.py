@@ -400,9 +400,9 @@ class Repacker:
 
     @property
     def _aside(self) -> FrameReader:
-        """A reader whose cache is its own: what is moved is cold, and would drive out what is read."""
+        """A reader past the user's caches, in memory and on disk: what is moved is cold, and would drive out what is read."""
         if self._reader is None:
-            self._reader = self._main_reader.aside(FrameCache(limits.REPACK_CACHE_BYTES))
+            self._reader = self._main_reader.aside(self._log.store, FrameCache(limits.REPACK_CACHE_BYTES))
         return self._reader
 
     def _flatten_some(self) -> int:
