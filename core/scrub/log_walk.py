@@ -224,7 +224,8 @@ class LogWalk:
     def _stands_alone(self, root: int) -> bool:
         """Say whether a checkpoint is the only one still."""
         listed = [info.key for info in self._run.pool.store.list(self._names.checkpoints)]
-        return [key for key in listed if key.endswith("/root")] == [self._names.root(root)]
+        alone = [key for key in listed if key.endswith("/root")] == [self._names.root(root)]
+        return alone and not self._run.mender.is_leaving(self._names.checkpoints)
 
     def _mend_break(self, found: Break, first_digest: bytes) -> bool:
         """Find out which of two neighbours is of another history, by a copy that fits; say whether it was mended."""
@@ -292,6 +293,8 @@ class LogWalk:
                 if sequence not in self._facts and any(self._run.mender.copies(info.key, prove)):
                     self._look_again(sequence, "the barrier of an epoch", lambda: True)
                     return
+        if self._run.mender.is_leaving(self._names.log):
+            return
         key = f"{self._names.log}(barrier of epoch {epoch})"
         problem = f"the barrier by which epoch {epoch} began is missing from {self._names.log}"
         self._run.report.find(Finding(key, SEGMENT, Trouble.MISSING, problem, remedy=NO_SOURCE))

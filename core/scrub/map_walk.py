@@ -5,7 +5,7 @@ Stateless but for one walk; one thread. The image is leased while its maps are w
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -49,10 +49,6 @@ class _State:
     stands: Callable[[], bool]
 
 
-def _always() -> bool:
-    return True
-
-
 class MapWalk:
     """The maps of one image whose objects were looked at."""
 
@@ -66,17 +62,24 @@ class MapWalk:
     def references(self) -> None:
         """Walk the maps of every pinned state, and report what cannot be read."""
         image = self._image
+        head = _State("", image.info.size_bytes, None, lambda: True)
         with self._leased() as lease:
             try:
                 log = image_log(self._run.pool, image.info)
             except IntegrityError as error:
-                self._lose_all(_State("", image.info.size_bytes, None, _always), error)
+                if self._unless_leaving(head).stands():
+                    self._lose_all(head, error)
                 return
-            for state in [_State("", image.info.size_bytes, None, _always), *self._pinned()]:
+            for state in map(self._unless_leaving, [head, *self._pinned()]):
                 if state.pin is not None and state.stands():
                     image.log.follow(state.pin, state.stands)
                 self._walk(state, log, lease)
             self._check_children()
+
+    def _unless_leaving(self, state: _State) -> _State:
+        """Give a state that stands no more once its volume is being removed, whatever its records say."""
+        names, mender = self._image.names, self._run.mender
+        return replace(state, stands=lambda: state.stands() and not mender.is_leaving(names.log))
 
     def _pinned(self) -> Iterator[_State]:
         """Give what pins states of the image. A record that is bad was reported already."""

@@ -8,14 +8,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from core.errors import BlockyardError, StoreError
+from core.pool.volumes import FILESYSTEMS, IMAGES, VAULTS
 from core.scrub.report import NO_SOURCE, Finding, Report, Trouble
 from core.store.contract import ObjectExistsError, ObjectMissingError, Store, forget_in
 from core.store.mirror import MirrorStore
 
 Prove = Callable[[bytes], object]
 """Raises IntegrityError unless the bytes are the object."""
+
+
+_DESCRIPTIONS: Final = {each.directory: each.kind.value for each in (IMAGES, FILESYSTEMS, VAULTS)}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,24 @@ class Mender:
 
     def missing(self, key: str, family: str, problem: str, prove: Prove) -> bool:
         """Report an object that must be there and is not, repaired or not; say whether it was repaired."""
+        if self.is_leaving(key):
+            return False
         return self._found(Finding(key, family, Trouble.MISSING, problem), prove)
+
+    def is_leaving(self, key: str) -> bool:
+        """Say whether the volume of an object is being removed, or is gone: then nothing of it is missing.
+
+        A removal is noted before the first object goes, and the description goes last: so who asks after he missed something knows.
+        """
+        directory, _, rest = key.partition("/")
+        description = _DESCRIPTIONS.get(directory)
+        volume = rest.partition("/")[0]
+        if description is None:
+            return False
+        described = f"{directory}/{volume}/{description}"
+        return self._store.head(f"removed/{volume}") is not None or (
+            key != described and self._store.head(described) is None
+        )
 
     def _found(self, finding: Finding, prove: Prove) -> bool:
         remedy = self._mend(finding.key, prove)

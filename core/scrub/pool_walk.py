@@ -114,6 +114,11 @@ class PoolWalk:
             return [each.role for each in pool.description.members]  # a bad slot was reported; nothing is told from it
         return found
 
+    def is_named(self, volume_id: bytes) -> bool:
+        """Say whether a name leads to a volume as of now."""
+        self._learn_names()
+        return volume_id in self.names
+
     def check_name(self, family: VolumeFamily, volume_id: bytes, *, used: bool) -> None:
         """Every volume has a name; one without, and without content, was never finished."""
         run = self._run

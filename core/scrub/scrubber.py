@@ -144,7 +144,7 @@ class _Scrub:
         try:
             self._look_into(family, volume_id, name)
         except IntegrityError as error:
-            if not run.report.is_found(key):
+            if run.pool.store.head(key) is not None and not run.report.is_found(key):
                 run.mender.damaged(key, described.name, str(error), run.prover(described, key, None))
         prefix = VolumeNames(family.prefix(volume_id))
         used = any(True for info in run.pool.store.list(prefix.prefix + "/") if info.key != key)
@@ -155,6 +155,9 @@ class _Scrub:
         run = self._run
         if run.pool.store.head(f"removed/{volume_id.hex()}") is not None:
             return False
+        prefix = key.rpartition("/")[0] + "/"
+        if next(run.pool.store.list(prefix), None) is None and not self._top.is_named(volume_id):
+            return False  # its removal came to its end meanwhile
         problem = f"{key} is missing, and the volume has other objects or a name"
         return run.mender.missing(key, described.name, problem, run.prover(described, key, None))
 

@@ -1,5 +1,6 @@
 """What a scrub tells is what a reader meets: the ranges it names are those that cannot be read, and a pool in use is not accused."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,13 @@ from core.units import BLOCK_BYTES, MIB
 from core.volume.clones import create_clone
 from core.volume.images import create_image, open_image
 from core.volume.names import VolumeNames
+from core.volume.removal import remove_image
 from core.volume.snapshots import create_snapshot, remove_snapshot
 from tests.helpers import noise, read
 from tests.unit.scrub_world import OPTIONS, SIZE, World, make_pool
+
+SCRUBS = int(os.environ.get("BLOCKYARD_SCRUBS", "12"))
+"""Scrubs beside somebody who changes the pool as fast as can be; hundreds find more."""
 
 
 @pytest.fixture
@@ -164,7 +169,7 @@ def test_a_pool_in_use_is_not_accused(world: World) -> None:
     user = threading.Thread(target=use)
     user.start()
     try:
-        for _ in range(25):
+        for _ in range(SCRUBS):
             report = world.scrub(threads=4)
             assert report.findings == []
             assert report.ranges == []
@@ -214,3 +219,39 @@ def test_neighbouring_ranges_are_told_as_one(tmp_path: Path) -> None:
     for offset in (0, 4096, 12288):
         report.lose(DamagedRange("disk", offset, 4096, "key"))
     assert [(each.offset, each.length) for each in report.ranges] == [(0, 8192), (12288, 4096)]
+
+
+def test_images_that_come_and_go_are_not_accused(world: World) -> None:
+    """Make images with checkpoints and clones of them, and remove all, as fast as can be while the pool is scrubbed."""
+    stop, failed = threading.Event(), []
+
+    def use() -> None:
+        try:
+            for number in range(10_000):
+                if stop.is_set():
+                    break
+                name = f"brief{number}"
+                create_image(world.pool, name, SIZE)
+                image = open_image(world.pool, name, writable=True, options=OPTIONS)
+                for block in range(3):
+                    image.write(block * BLOCK_BYTES, noise(block, BLOCK_BYTES))
+                    image.checkpoint()
+                image.close()
+                create_snapshot(world.pool, name, "s")
+                create_clone(world.pool, name, "s", f"{name}-clone")
+                remove_image(world.pool, f"{name}-clone", force=True)
+                remove_image(world.pool, name, force=True)
+        except BaseException as error:
+            failed.append(error)
+
+    user = threading.Thread(target=use)
+    user.start()
+    try:
+        for _ in range(SCRUBS):
+            report = world.scrub(threads=4)
+            assert report.findings == []
+            assert report.ranges == []
+    finally:
+        stop.set()
+        user.join()
+    assert failed == []
