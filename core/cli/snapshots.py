@@ -176,10 +176,10 @@ def rollback(session: Session, snapshot: str, force: bool, yes: bool) -> None:
     with _snapshot(session, snapshot) as (opened, kind, name, found):
         if isinstance(kind, ImageSnapshots):
             kind.rollback_snapshot(session, opened, name, found, force=force)
-        elif hasattr(kind, "rollback_snapshot") and not force:
-            kind.rollback_snapshot(session, opened, name, found)
+        elif force:
+            raise UsageError(f"--force cuts off the writer of an image, and {name} is none; unmount it first")
         else:
-            raise UsageError(f"{name} is no image: mount {name}@{found} and copy from it what is to come back")
+            kind.rollback_snapshot(session, opened, name, found)
     click.echo(f"{name} is what it was at {name}@{found}")
 
 

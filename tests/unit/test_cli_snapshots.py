@@ -4,12 +4,17 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from core.cli.main import run
+from core.cli.session import Session
+from core.volume.images import open_image
+from core.volume.options import ImageOptions
 
 MIB = 1 << 20
 
@@ -49,6 +54,16 @@ class Command:
 
     def json(self, *arguments: str):
         return json.loads(self.run(*arguments, "--json"))
+
+    @contextmanager
+    def written(self, image: str) -> Iterator[None]:
+        """Have an image open for writing."""
+        with Session().pool(self.pool) as pool:
+            opened = open_image(pool, image, writable=True, options=ImageOptions())
+            try:
+                yield
+            finally:
+                opened.close()
 
 
 @pytest.fixture
@@ -184,3 +199,24 @@ def test_a_filesystem_has_snapshots_by_the_same_verbs(blockyard: Command) -> Non
     blockyard.run("snapshot", "protect", "--off", f"{files}@b")
     blockyard.run("snapshot", "rm", f"{files}@b")
     assert snapshots(blockyard, files) == []
+
+
+def test_a_clone_that_was_flattened_says_so(blockyard: Command) -> None:
+    data = os.urandom(MIB)
+    write(blockyard, "disk", data)
+    blockyard.run("snapshot", "create", blockyard.image("disk@base"))
+    blockyard.run("clone", blockyard.image("disk@base"), "new")
+    blockyard.run("image", "flatten", blockyard.image("new"))
+    facts = blockyard.json("image", "info", blockyard.image("new"))
+    assert (facts["parent"], facts["flattened"]) == (None, True)
+    blockyard.run("image", "rm", "--force", blockyard.image("disk"))
+    assert read(blockyard, "new") == data
+
+
+def test_whoever_writes_an_image_is_named_when_it_is_not_rolled_back(blockyard: Command) -> None:
+    write(blockyard, "disk", bytes(MIB))
+    blockyard.run("snapshot", "create", blockyard.image("disk@s"))
+    with blockyard.written("disk"):
+        said = blockyard.run("snapshot", "rollback", blockyard.image("disk@s"), status=6)
+    assert f"process {os.getpid()} on host" in said
+    assert "--force" in said
