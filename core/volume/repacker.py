@@ -1,38 +1,32 @@
 """Repacking and flattening: moving live blocks through the log, so that what they lay in can go.
 
 Runs in the background of an open image, a step at a time on its housekeeping thread, and at once for whoever asks (`clean`, `flatten`).
-What to move is decided in `sparse`. `_turn` lets one of them run at a time; the image's lock is held only to look at map entries and to
-write a bounded number of blocks.
+What to move is decided in `sparse`, and moved by `block_mover`. `_turn` lets one of them run at a time.
 
-1. *Prefix.* A block is written anew only if its map entry, looked at in the hold of the lock that writes it, still points at the place that
-   was read. So the log has it in an order that replay may take for that of an ordinary write, and a crash leaves whole blocks in one
-   place or the other.
-2. *Foreground first.* A step moves a bounded number of blocks, gives up when segments wait for the store, and is paid for with a pause.
-3. An error in what is read keeps that segment from being repacked, and nothing else.
+1. *Foreground first.* A step moves a bounded number of blocks, gives up when segments wait for the store, and is paid for with a pause.
+2. An error in what is read keeps that segment from being repacked, and nothing else.
 """
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from core import limits
 from core.errors import IntegrityError
-from core.format.frame import RecordKind
 from core.format.runs import Run
 from core.units import BLOCK_BYTES
 from core.volume import collector
 from core.volume.block_map import PAGE_ENTRIES, Entries, segment_of
+from core.volume.block_mover import BlockMover
 from core.volume.checkpointer import Checkpointer
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader, load_log_object
+from core.volume.frame_reader import FrameReader
 from core.volume.log_writer import LogWriter
 from core.volume.replay import Log, VolumeState
-from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable, placed_runs, unmoved
+from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable
 from core.world import World
 
 Progress = Callable[[int, int], None]
@@ -43,24 +37,6 @@ _STEP_PAGES: Final = 256
 """Pages of the map that one step of flattening looks at, within a window of the image."""
 _FRUITLESS: Final = 3
 """Ends of the image at which flattening gives up when nothing was moved between them."""
-_YIELD_RUNS: Final = 128
-_HOLD_RUNS: Final = 12
-"""Runs written in one hold of the lock: each costs some ten microseconds besides its bytes."""
-_READ_FRAMES: Final = 16
-"""Frames read in one go: as many as one request of neighbouring frames gives."""
-
-
-class RepackCounters:
-    """What was moved since the image was opened; plain integers that a scrape reads without a lock."""
-
-    def __init__(self) -> None:
-        self.moved_bytes = 0
-        self.segments_emptied = 0
-
-
-class _Read(NamedTuple):
-    run: Run
-    data: memoryview
 
 
 class Repacker:
@@ -80,27 +56,22 @@ class Repacker:
         ended: threading.Event,
         world: World,
     ) -> None:
-        self.counters = RepackCounters()
+        self._mover = BlockMover(state, log, lock, writer, reader, entries, load, ended)
+        self.counters = self._mover.counters
         self.bad: set[int] = set()
         """Segments that cannot be read, or hold less than the map says."""
         self._state = state
-        self._log = log
-        self._lock = lock
         self._writer = writer
         self._checkpointer = checkpointer
-        self._main_reader = reader
-        self._reader: FrameReader | None = None
+        self._cache = reader.cache
         self._entries = entries
-        self._load = load
         self._ended = ended
         self._world = world
         self._turn = threading.Lock()
-        self._patient = False
         self._victims: list[int] = []
         self._pace_bytes_per_s = limits.REPACK_IDLE_BYTES_PER_S
         self._next_s = world.monotonic() + limits.REPACK_LOOK_S
         self._accepted = 0
-        self._own_changes = 0
         self._changed_s = world.monotonic()
         self._base = checkpointer.base
         self._flatten = False
@@ -119,10 +90,10 @@ class Repacker:
     def step(self) -> None:
         """Do a little, if it is time and nothing more urgent waits. A StoreError is the store's; nothing is lost by it."""
         now_s = self._world.monotonic()
-        foreign = self._writer.accepted - self._own_changes
+        foreign = self._writer.accepted - self._mover.changes
         if foreign != self._accepted:
             self._accepted, self._changed_s = foreign, now_s
-        if now_s < self._next_s or not self._may_write() or not self._turn.acquire(blocking=False):
+        if now_s < self._next_s or not self._mover.may_write() or not self._turn.acquire(blocking=False):
             return
         try:
             moved = self._step_bytes(idle=now_s - self._changed_s >= limits.REPACK_IDLE_S)
@@ -141,11 +112,6 @@ class Repacker:
         self._leave_s = 0.0
         self._advances = 2
         self._next_s = 0.0
-
-    def _may_write(self) -> bool:
-        writer = self._writer
-        well = writer.failure is None and writer.trouble is None and not self._ended.is_set()
-        return well and writer.has_room() and writer.backlog <= limits.REPACK_BACKLOG
 
     def _step_bytes(self, *, idle: bool) -> int | None:
         """Do one thing; give the bytes moved, None if there was nothing to move."""
@@ -166,7 +132,7 @@ class Repacker:
                 return 0
             self._look(idle=idle)
             if not self._victims:
-                self._reader = None  # with its cache
+                self._mover.rest()
                 return None
         return self._repack_some()
 
@@ -179,7 +145,7 @@ class Repacker:
         maybe = movable(own, (), checkpoint)
         if not (choose(maybe, bound) or (idle and choose_small(maybe))):
             return
-        kept = self._checkpointer.look_at_pins(0.0 if self._patient else limits.COLLECT_AGAIN_S)
+        kept = self._checkpointer.look_at_pins(0.0 if self._mover.patient else limits.COLLECT_AGAIN_S)
         if kept is None:
             return  # a record cannot be read: what may be needed, stays as it is
         segments = movable(own, kept, checkpoint)
@@ -192,7 +158,7 @@ class Repacker:
 
     def _reads_per_s(self) -> float:
         """Say how often clients looked into the cache since the last time this was asked."""
-        counters = self._main_reader.cache.counters
+        counters = self._cache.counters
         reads, now_s = counters.hot_hits + counters.packed_hits + counters.misses, self._world.monotonic()
         (before, before_s), self._reads = self._reads, (reads, now_s)
         return (reads - before) / max(now_s - before_s, 0.001)
@@ -246,7 +212,7 @@ class Repacker:
 
         Durable on return. Any thread but the housekeeping one, which waits for its turn meanwhile.
         """
-        with self._turn, self._patiently():
+        with self._turn, self._mover.patiently():
             self._checkpointer.run()
             total, done = self._surplus_blocks() * BLOCK_BYTES, self.counters.moved_bytes
             most = self._segments().stored_bytes  # who writes at the same time must not keep us here for ever
@@ -269,7 +235,7 @@ class Repacker:
 
         What snapshots and clones pin stays where it is. Durable on return; any thread but the housekeeping one.
         """
-        with self._turn, self._patiently():
+        with self._turn, self._mover.patiently():
             self._checkpointer.run()
             kept = self._checkpointer.look_at_pins()
             if kept is None or not self._checkpointer.roots:
@@ -292,7 +258,7 @@ class Repacker:
         Say whether they are let go of: not while a snapshot of the image, a clone of one, or a reader of an older state needs them.
         IntegrityError if some of it cannot be read: the rest is copied.
         """
-        with self._turn, self._patiently():
+        with self._turn, self._mover.patiently():
             self._fruitless = 0
             done, total = self.counters.moved_bytes, self.foreign_blocks() * BLOCK_BYTES
             while self.foreign_blocks() and self._fruitless < _FRUITLESS and not self._ended.is_set():
@@ -307,15 +273,6 @@ class Repacker:
                 )
             self._left = self._checkpointer.leave_ancestors()
             return self._left
-
-    @contextlib.contextmanager
-    def _patiently(self) -> Iterator[None]:
-        """Wait for room instead of giving up, and take no pauses: somebody waits for us."""
-        self._patient = True
-        try:
-            yield
-        finally:
-            self._patient = False
 
     def _settle(self) -> None:
         """Write the checkpoints after which nothing that died before them is needed: both that are kept are newer then."""
@@ -345,14 +302,14 @@ class Repacker:
             sequence = self._victims.pop(0)
             chosen.append(sequence)
             try:
-                runs += self._live_runs(sequence)
+                runs += self._mover.live_runs(sequence)
             except IntegrityError:
                 self._note_bad([sequence])
         moved, done = 0, True
         try:
-            moved, done = self._move(runs)
+            moved, done = self._mover.move(runs)
         except IntegrityError:
-            self._note_bad([sequence for sequence in chosen if not self._is_whole(sequence)])
+            self._note_bad([sequence for sequence in chosen if not self._mover.is_whole(sequence)])
             done = False
         if done:
             emptied = [sequence for sequence in chosen if not live.get(sequence)]
@@ -366,53 +323,14 @@ class Repacker:
         """Repack these no more; but what died meanwhile may have been collected as well."""
         self.bad.update(sequence for sequence in sequences if self._state.map.live.get(sequence))
 
-    def _is_whole(self, sequence: int) -> bool:
-        try:
-            for _ in self._read(sorted(self._live_runs(sequence), key=lambda run: run.entry)):
-                pass
-        except IntegrityError:
-            return False
-        return True
-
-    def _live_runs(self, sequence: int) -> list[Run]:
-        """Read from a segment's index which blocks it holds; give those that the map has there."""
-        log = self._log
-        if not self._state.map.live.get(sequence):
-            return []
-        found = load_log_object(log.store, log.names, log.keys, sequence)
-        self._aside.add_published(sequence, found.frames, found.aead)
-        runs: list[Run] = []
-        for number, run in enumerate(placed_runs(found.frames, sequence, log.names.segment(sequence)), 1):
-            if (
-                run.length == 1 and (entry := self._state.map.get(run.block)) is not None
-            ):  # most of what was written at random
-                if entry == run.entry:
-                    runs.append(run)
-            else:
-                runs += unmoved(run, self._entries(run.block, run.length))
-            if number % _YIELD_RUNS == 0:
-                self._give_way()
-        return runs
-
-    def _give_way(self) -> None:
-        """Let whoever waits for the lock or for the interpreter go first; without a real pause they would not wake up in time."""
-        time.sleep(0 if self._patient else limits.REPACK_PAUSE_S)
-
-    @property
-    def _aside(self) -> FrameReader:
-        """A reader past the user's caches, in memory and on disk: what is moved is cold, and would drive out what is read."""
-        if self._reader is None:
-            self._reader = self._main_reader.aside(self._log.store, FrameCache(limits.REPACK_CACHE_BYTES))
-        return self._reader
-
     def _flatten_some(self) -> int:
         """Copy the next blocks that stand in ancestors' segments, in the order of the image; give the bytes moved."""
         runs = self._next_foreign_runs()
         moved, done = 0, False
         try:
-            moved, done = self._move(runs)
+            moved, done = self._mover.move(runs)
         except IntegrityError:
-            self.bad.update({segment_of(run.entry) for run in runs if not self._is_readable(run)})
+            self.bad.update({segment_of(run.entry) for run in runs if not self._mover.is_readable(run)})
         if runs and not done:
             self._flatten_at = runs[0].block // PAGE_ENTRIES * PAGE_ENTRIES
         if moved:
@@ -438,94 +356,3 @@ class Repacker:
         else:
             self._flatten_at = max(self._flatten_at, window_end)
         return runs
-
-    def _is_readable(self, run: Run) -> bool:
-        try:
-            self._aside.read_entries(
-                range(run.entry, run.entry + run.length), memoryview(bytearray(run.length * BLOCK_BYTES))
-            )
-        except IntegrityError:
-            return False
-        return True
-
-    def _move(self, runs: list[Run]) -> tuple[int, bool]:
-        """Read runs and write them anew where the map still says so (1); give the bytes moved, and whether none was left out (2)."""
-        pieces = sorted(self._read(sorted(runs, key=lambda run: run.entry)), key=lambda piece: piece.run.block)
-        moved = at = 0
-        width = limits.REPACK_HOLD_BLOCKS
-        while at < len(pieces):
-            if self._patient:
-                self._writer.wait_for_room()
-            elif not self._may_write():
-                return moved, False
-            hold = _hold(pieces, at, width)
-            for piece in hold:
-                self._load(piece.run.block, piece.run.length)
-            before = at
-            with self._lock:
-                for piece in hold:
-                    if self._state.map.missing(piece.run.block, piece.run.length):
-                        break  # evicted again
-                    moved += self._write(piece)
-                    at += 1
-            width = limits.REPACK_HOLD_BLOCKS if at > before else 1  # where few pages fit in memory, one at a time
-            self._give_way()
-        return moved, True
-
-    def _write(self, piece: _Read) -> int:
-        """Write a run's parts that the map still has in their old place, under the image's lock; give the bytes."""
-        run, block_map = piece.run, self._state.map
-        if run.length == 1:
-            parts = [run] if block_map.get(run.block) == run.entry else []
-        else:
-            entries = block_map.entries(run.block, run.length)
-            assert entries is not None, "its pages are in memory"
-            parts = list(unmoved(run, entries))
-        written = 0
-        for part in parts:
-            at = 0
-            while at < part.length:
-                segment = self._writer.open_segment()
-                take = min(part.length - at, segment.room_blocks)
-                start = (part.block - run.block + at) * BLOCK_BYTES
-                data = piece.data[start : start + take * BLOCK_BYTES]
-                entry = segment.write(part.block + at, take, data, RecordKind.RELOCATE)
-                block_map.set_run(part.block + at, take, entry)
-                self._own_changes += 1
-                self._writer.changed(segment)
-                at += take
-            written += part.length * BLOCK_BYTES
-        self.counters.moved_bytes += written
-        return written
-
-    def _read(self, runs: list[Run]) -> Iterator[_Read]:
-        """Read runs, ascending by entry; each comes in pieces of no more blocks than one hold of the lock writes."""
-        at = 0
-        while at < len(runs):
-            end, frames = at, 0
-            while end < len(runs) and frames < _READ_FRAMES:
-                frames += (runs[end].length >> 3) + 1
-                end += 1
-            wanted = [runs[each].entry + step for each in range(at, end) for step in range(0, runs[each].length, 8)]
-            wanted += [runs[each].entry + runs[each].length - 1 for each in range(at, end)]
-            if end > at + 1:
-                self._aside.prefetch(sorted(wanted))
-            for run in runs[at:end]:
-                data = memoryview(bytearray(run.length * BLOCK_BYTES))
-                self._aside.read_entries(range(run.entry, run.entry + run.length), data)
-                for start in range(0, run.length, limits.REPACK_HOLD_BLOCKS):
-                    count = min(run.length - start, limits.REPACK_HOLD_BLOCKS)
-                    part = Run(run.block + start, count, run.entry + start)
-                    yield _Read(part, data[start * BLOCK_BYTES : (start + count) * BLOCK_BYTES])
-            at = end
-            self._give_way()
-
-
-def _hold(pieces: list[_Read], at: int, blocks: int) -> list[_Read]:
-    """Give the pieces from `at` on that one hold of the lock writes: at least one, and few."""
-    end = at + 1
-    blocks -= pieces[at].run.length
-    while end < min(len(pieces), at + _HOLD_RUNS) and pieces[end].run.length <= blocks:
-        blocks -= pieces[end].run.length
-        end += 1
-    return pieces[at:end]
