@@ -44,7 +44,7 @@ def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
 
     AlreadyExistsError if `name` is taken, NotFoundError if there is no such snapshot.
     """
-    pool.keys.require_writer("making a clone")
+    pool.require_writer("making a clone")
     pool.names.check_free(name)
     info, keys = image_keys(pool, image)
     volume_id = pool.world.random_bytes(VOLUME_ID_BYTES)

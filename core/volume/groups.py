@@ -41,7 +41,7 @@ def create_group(
     Writers hold still for as long as the slowest of them takes to publish. AlreadyExistsError if a name is taken, LockedError if the
     writers could not be held at one moment; then nothing was made.
     """
-    pool.keys.require_writer("making snapshots")
+    pool.require_writer("making snapshots")
     members = [_Member(pool, image, name) for image, name in wanted]
     if len({each.info.volume_id for each in members}) != len(members):
         raise UsageError("an image stands twice in the group; it has one state at one moment, so name it once")

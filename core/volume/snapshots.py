@@ -64,7 +64,7 @@ def create_snapshot(
 
     AlreadyExistsError if the name is taken; LockedError if a living writer that must publish first does not answer.
     """
-    pool.keys.require_writer("making a snapshot")
+    pool.require_writer("making a snapshot")
     info, keys = image_keys(pool, image)
     SnapshotRecords(pool.store, info, keys, pool.world).check_free(name)
     publish(pool, info, keys, sleep)
@@ -191,7 +191,7 @@ def find_snapshot(pool: Pool, image: str, name: str) -> Snapshot:
 
 def remove_snapshot(pool: Pool, image: str, name: str) -> None:
     """Forget a snapshot; the collector gives its room back. UsageError if it is protected."""
-    pool.keys.require_writer("removing a snapshot")
+    pool.require_writer("removing a snapshot")
     records = _records(pool, image)
     protected = UsageError(
         f"{image}@{name} is protected; `blockyard snapshot protect --off` lifts that, and then it can be removed"
@@ -205,7 +205,7 @@ def remove_snapshot(pool: Pool, image: str, name: str) -> None:
 
 def rename_snapshot(pool: Pool, image: str, old: str, new: str) -> None:
     """Give a snapshot another name. After a crash it has one of the two, or both. AlreadyExistsError if the new one is taken."""
-    pool.keys.require_writer("renaming a snapshot")
+    pool.require_writer("renaming a snapshot")
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
     if old == new:
@@ -218,7 +218,7 @@ def rename_snapshot(pool: Pool, image: str, old: str, new: str) -> None:
 
 def protect_snapshot(pool: Pool, image: str, name: str, *, on: bool) -> Snapshot:
     """Let a snapshot be removed only after this was lifted again, or lift it; durable on return."""
-    pool.keys.require_writer("protecting a snapshot")
+    pool.require_writer("protecting a snapshot")
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
     snapshot = records.get(name)
@@ -230,7 +230,7 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
 
     LockedError while a living writer has it open, unless `force`, which cuts that writer off.
     """
-    pool.keys.require_writer("rolling an image back")
+    pool.require_writer("rolling an image back")
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
     snapshot = records.get(name)
