@@ -34,6 +34,7 @@ from core.scrub.background import BackgroundScrub
 from core.store.factory import open_store
 from core.volume.images import image_options
 from gateway_fuse import kernel, limits
+from gateway_fuse.commits import Commits
 from gateway_fuse.control import Trace, TraceReader, install_control
 from gateway_fuse.files import Files
 from gateway_fuse.leases import Leases
@@ -102,6 +103,7 @@ class _Observer:
 
     nodes: NodeCache | None = None
     files: Files | None = None
+    commits: Commits | None = None
     recalls: Recalls | None = None
     watch: Watch | None = None
 
@@ -119,8 +121,8 @@ class _Observer:
             self.watch.lose()
 
     async def flush(self, *, commit: bool) -> None:
-        if self.files is not None:
-            await self.files.flush_for_others(commit=commit)
+        if self.commits is not None:
+            await self.commits.flush_for_others(commit=commit)
 
     def claims(self) -> Iterable[tuple[int, Lease]]:
         return [] if self.nodes is None else self.nodes.claims()
@@ -220,7 +222,7 @@ class MountProgram:
                 await trio.to_thread.run_sync(
                     self._filesystem.keys.newest
                 )  # asks the store once; from now on it is in memory
-                await state.files.begin_session()
+                await state.commits.begin_session()
             await state.leases.fetch(state.nodes.known(ROOT))
             self._mount(Operations(state, meter, trace))
             try:
@@ -231,7 +233,7 @@ class MountProgram:
                 background.start_soon(self._observer.watch.run, client.lease_s / 64)
                 background.start_soon(self._learn_keys)
                 if not state.readonly:
-                    background.start_soon(state.files.run)
+                    background.start_soon(state.commits.run)
                 await self._answer_kernel(state)
             finally:
                 with trio.CancelScope(shield=True):
@@ -255,11 +257,13 @@ class MountProgram:
             return FileLog(filesystem.store, filesystem.names, filesystem.keys, epoch, reader, options, world)
 
         nodes = NodeCache(lambda: state.wake_releaser())  # noqa: PLW0108  # it is made below
-        files = Files(make_log, reader, client, world)
+        commits = Commits(make_log, client, world)
+        files = Files(commits, reader, client)
         nodes.files = files
         state = MountState(
             client=client,
             nodes=nodes,
+            commits=commits,
             files=files,
             leases=Leases(client, nodes),
             world=world,
@@ -268,9 +272,10 @@ class MountProgram:
             readonly=self._order.options.mount.readonly,
             pool_space=filesystem.store.space,
         )
-        recalls, watch = Recalls(nodes, files, state.leases, background), Watch(state)
+        recalls, watch = Recalls(nodes, commits, state.leases, background), Watch(state)
         observer = self._observer
-        observer.nodes, observer.files, observer.recalls, observer.watch = nodes, files, recalls, watch
+        observer.nodes, observer.files, observer.commits = nodes, files, commits
+        observer.recalls, observer.watch = recalls, watch
         trace = Trace()
         meter = Meter(self._facts(client), lambda: _figures(state, recalls, watch))
         contents: dict[bytes, Callable[[], bytes | TraceReader]] = {
@@ -308,7 +313,7 @@ class MountProgram:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._loop, nursery)
             await trio.to_thread.run_sync(os.stat, self._order.directory)
-            _raise_read_ahead(self._order.directory)
+            await trio.to_thread.run_sync(_raise_read_ahead, self._order.directory)  # it asks the mount itself
             _spare_collections()
             write_record(self._runtime, self._record)
             self._serving = True
@@ -333,7 +338,7 @@ class MountProgram:
         if self._order.stats:
             click.echo(meter.summary(), err=True)
         with suppress(BlockyardError):
-            await trio.to_thread.run_sync(state.files.close)
+            await trio.to_thread.run_sync(state.commits.close)
         if not error:
             remove_record(self._runtime, self._world.pid)
             return
@@ -343,7 +348,7 @@ class MountProgram:
     async def _write_all(self, state: MountState) -> None:
         if not state.readonly:
             await state.touch_now()
-            await state.files.flush_all(durable=True)
+            await state.commits.flush_all(durable=True)
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -368,7 +373,7 @@ class MountProgram:
 
 
 def _figures(state: MountState, recalls: Recalls, watch: Watch) -> dict[str, float]:
-    counters, client = state.files.counters, state.client
+    counters, client = state.commits.counters, state.client
     return {
         "reads_total": counters.reads,
         "read_bytes_total": counters.read_bytes,
@@ -379,7 +384,7 @@ def _figures(state: MountState, recalls: Recalls, watch: Watch) -> dict[str, flo
         "server_requests_total": client.round_trips,
         "inodes": len(state.nodes.nodes),
         "open_files": len(state.handles),
-        "dirty_files": state.files.dirty_files,
+        "dirty_files": state.commits.dirty_files,
         "recalls_of_names_total": recalls.counters.names,
         "recalls_of_attributes_total": recalls.counters.attributes,
         "recalls_of_data_total": recalls.counters.data,

@@ -351,7 +351,7 @@ class Naming:
     def _discard(self, node: Node) -> None:
         """Let go of the dirty data of a file that nobody can read any more: it was nobody else's ever."""
         if node.private and node.data is not None and not node.opens and not node.data.in_commit:
-            self._state.files.forget(node.data)
+            self._state.commits.forget(node.data)
 
     # Renaming.
 

@@ -119,7 +119,7 @@ class OpenFiles:
         if not node.opens:
             self._nodes.unpin(node)
             if node.is_orphan and node.private and node.data is not None and not node.data.in_commit:
-                self._files.forget(node.data)
+                self._state.commits.forget(node.data)
             if not node.lookups or node.is_orphan:
                 self._nodes.consider(node)
 
@@ -211,7 +211,7 @@ class OpenFiles:
             await self._state.client.call(Sync())
             return
         try:
-            await self._files.fsync(node.data)
+            await self._state.commits.fsync(node.data)
         except BlockyardError as error:
             # Was the session lost meanwhile, which has many faces (a fenced log among them), this is how it is told.
             if not node.failed and not isinstance(error, SessionLostError | FencedError):

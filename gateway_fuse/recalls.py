@@ -31,8 +31,8 @@ import trio
 
 from core.errors import BlockyardError
 from gateway_fuse import kernel, limits
+from gateway_fuse.commits import Commits
 from gateway_fuse.directories import Directory
-from gateway_fuse.files import Files
 from gateway_fuse.leases import Leases
 from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.errors import SessionLostError
@@ -59,7 +59,7 @@ class Recalls:
     """Answers recalls. `background` holds invalidations that are not waited for."""
 
     nodes: NodeCache
-    files: Files
+    commits: Commits
     leases: Leases
     background: trio.Nursery
     counters: RecallCounters = field(default_factory=RecallCounters)
@@ -263,7 +263,7 @@ class Recalls:
         data = node.data
         while data is not None and node.lease == _WRITE:
             try:
-                await self.files.flush([data], publish=True)
+                await self.commits.flush([data], publish=True)
                 if not data.dirty:
                     return
             except SessionLostError:

@@ -12,6 +12,7 @@ from core.errors import BlockyardError
 from core.store.contract import StoreSpace
 from core.world import World
 from gateway_fuse import limits
+from gateway_fuse.commits import Commits
 from gateway_fuse.files import Files
 from gateway_fuse.leases import Leases
 from gateway_fuse.nodes import Node, NodeCache, VirtualReader
@@ -46,6 +47,7 @@ class MountState:
 
     client: Client
     nodes: NodeCache
+    commits: Commits
     files: Files
     leases: Leases
     world: World
@@ -110,7 +112,7 @@ class MountState:
     async def _commit_released(self) -> None:
         nodes = self.nodes.take_dirty()
         try:
-            await self.files.flush([node.data for node in nodes if node.data is not None and node.data.dirty])
+            await self.commits.flush([node.data for node in nodes if node.data is not None and node.data.dirty])
         except BlockyardError as error:
             log.debug("cannot commit what is to be given up: %s", error)
             await trio.sleep(limits.TOUCH_DELAY_S)

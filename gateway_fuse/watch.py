@@ -51,7 +51,7 @@ class Watch:
         """Drop everything, for the session has ended (2)."""
         self.lost_sessions += 1
         state = self.state
-        lost = state.files.lose_session()
+        lost = state.commits.lose_session()
         for inode in lost:
             node = state.nodes.get(inode)
             if node is not None:
@@ -71,7 +71,7 @@ class Watch:
         pause_s = 0.1
         while True:
             try:
-                await self.state.files.begin_session()
+                await self.state.commits.begin_session()
             except SessionLostError:
                 return  # lost again: that one's renewal goes on
             except BlockyardError as error:

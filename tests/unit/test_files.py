@@ -21,6 +21,7 @@ from core.units import BLOCK_BYTES
 from core.volume.names import VolumeNames
 from core.volume.options import ImageOptions
 from core.world import World
+from gateway_fuse.commits import Commits
 from gateway_fuse.file_map import FileMap
 from gateway_fuse.files import Files
 from metadata_server.protocol.errors import OperationError
@@ -90,11 +91,12 @@ class Mount:
         def make_log(epoch):
             return FileLog(store, NAMES, volume_keys(), epoch, self.reader, OPTIONS, World.real())
 
-        self.files = Files(make_log, self.reader, server, World.real())
+        self.commits = Commits(make_log, server, World.real())
+        self.files = Files(self.commits, self.reader, server)
 
     async def open(self, inode: int, inline: bytes | None = None):
-        if self.files._log is None:
-            await self.files.begin_session()
+        if self.commits._log is None:
+            await self.commits.begin_session()
         file_map = self.server.maps.get(inode)
         if inline is None and file_map is None:
             inline = b""
@@ -114,7 +116,7 @@ class Mount:
         return slow
 
     def end(self) -> None:
-        self.files.close()
+        self.commits.close()
 
 
 @pytest.fixture(params=["directory", "memory"])
@@ -130,7 +132,7 @@ def test_what_was_written_is_read_here_at_once_and_elsewhere_after_a_commit(stor
         await here.write(data, 3000, b"hello" * 1000)
         assert await here.read(data, 0, 9000) == bytes(3000) + b"hello" * 1000
         assert data.size == 8000 and data.blocks == 16
-        await here.files.flush([data], publish=True)
+        await here.commits.flush([data], publish=True)
         assert not data.dirty
         there = Mount(store, server)
         assert await there.read(await there.open(5), 2999, 6) == b"\0hello"
@@ -146,7 +148,7 @@ def test_many_small_appends_fill_one_block_of_the_log(tmp_path):
         data = await here.open(5)
         for number in range(400):
             await here.write(data, number * 10, b"%09d\n" % number)
-        assert here.files.log.bytes_written == BLOCK_BYTES
+        assert here.commits.log.bytes_written == BLOCK_BYTES
         assert await here.read(data, 0, 5000) == b"".join(b"%09d\n" % number for number in range(400))
         here.end()
 
@@ -159,11 +161,11 @@ def test_a_file_cut_and_made_longer_shows_zeros(store):
         here = Mount(store, server)
         data = await here.open(5)
         await here.write(data, 0, b"x" * 20000)
-        await here.files.flush([data])
+        await here.commits.flush([data])
         await here.files.truncate(data, 5000)
         await here.files.truncate(data, 20000)
         assert await here.read(data, 0, 20000) == b"x" * 5000 + bytes(15000)
-        await here.files.flush([data], publish=True)
+        await here.commits.flush([data], publish=True)
         there = Mount(store, server)
         assert await there.read(await there.open(5), 0, 20000) == b"x" * 5000 + bytes(15000)
         here.end()
@@ -180,14 +182,14 @@ def test_a_commit_that_was_refused_is_made_again_with_all_it_had(store):
         await here.write(data, 0, b"x" * 20000)
         server.refuse = OperationError(28, "no room")
         with pytest.raises(OperationError):
-            await here.files.fsync(data)
+            await here.commits.fsync(data)
         await here.files.truncate(data, 9000)
         with pytest.raises(OperationError):
-            await here.files.fsync(data)
+            await here.commits.fsync(data)
         await here.write(data, 12000, b"y" * 100)
         server.refuse = None
-        await here.files.fsync(data)
-        await here.files.flush([data], publish=True)
+        await here.commits.fsync(data)
+        await here.commits.flush([data], publish=True)
         there = Mount(store, server)
         assert await there.read(await there.open(5), 0, 20000) == b"x" * 9000 + bytes(3000) + b"y" * 100
         here.end()
@@ -201,11 +203,11 @@ def test_lost_writes_are_told_by_one_fsync(store):
         here = Mount(store, Server())
         data = await here.open(5)
         await here.write(data, 0, b"x" * 20000)
-        assert here.files.lose_session() == [5]
-        await here.files.begin_session()
+        assert here.commits.lose_session() == [5]
+        await here.commits.begin_session()
         with pytest.raises(OperationError):
-            await here.files.fsync(data)
-        await here.files.fsync(data)
+            await here.commits.fsync(data)
+        await here.commits.fsync(data)
         here.end()
 
     trio.run(main)
@@ -218,7 +220,7 @@ def test_a_quota_that_is_used_up_refuses_new_blocks_and_takes_old_ones(store):
         data = await here.open(5)
         await here.write(data, 0, b"x" * 8192)
         server.room = 0
-        await here.files.flush([data])
+        await here.commits.flush([data])
         await here.write(data, 0, b"y" * 8192)
         with pytest.raises(OperationError, match="quota"):
             await here.write(data, 8192, b"z")
@@ -236,7 +238,7 @@ def test_a_segment_that_is_missing_is_an_error_and_no_zeros(tmp_path):
         here = Mount(store, server)
         data = await here.open(5)
         await here.write(data, 0, random.Random(1).randbytes(20000))
-        await here.files.flush([data], publish=True)
+        await here.commits.flush([data], publish=True)
         here.end()
         for info in list(store.list("fs/x/log/")):
             store.delete(info.key)
@@ -289,26 +291,26 @@ def test_a_file_is_what_a_bytearray_is(tmp_path_factory, kind, steps, seed):
                     await mount.files.truncate(data, offset)
                     model[offset:] = bytes(max(0, offset - len(model)))
                 case "flush":
-                    await mount.files.flush([data], durable=rng.random() < 0.5, publish=rng.random() < 0.5)
+                    await mount.commits.flush([data], durable=rng.random() < 0.5, publish=rng.random() < 0.5)
                 case "fail":
                     server.refuse = OperationError(28, "no room")
                     if data.dirty:
                         with pytest.raises(OperationError):
-                            await mount.files.flush([data])
+                            await mount.commits.flush([data])
                     server.refuse = None
                 case "reopen":
-                    await mount.files.flush([data], publish=True)
+                    await mount.commits.flush([data], publish=True)
                     mount.end()
                     mount = Mount(store, server)
                     data = await mount.open(7)
                 case "forget":
-                    await mount.files.flush([data], publish=True)
+                    await mount.commits.flush([data], publish=True)
                     data.forget()
             assert data.size == len(model)
             start = rng.randrange(0, 100000)
             size = rng.randrange(1, 40000)
             assert await mount.read(data, start, size) == bytes(model[start : start + size])
-        await mount.files.flush([data], publish=True)
+        await mount.commits.flush([data], publish=True)
         assert await mount.read(data, 0, 200000) == bytes(model)
         assert server.sizes.get(7, 0) == len(model)
         mapped = server.maps[7].mapped if 7 in server.maps else 0
@@ -326,7 +328,7 @@ def test_what_a_dead_mount_had_synced_is_read_from_its_growing_file(tmp_path):
         dead = Mount(store, server)
         data = await dead.open(5)
         await dead.write(data, 0, b"synced" * 1000)
-        await dead.files.flush([data], durable=True)
+        await dead.commits.flush([data], durable=True)
         await dead.write(data, 0, b"unsynced" * 1000)
         there = Mount(store, server)
         assert await there.read(await there.open(5), 0, 6000) == b"synced" * 1000
@@ -345,13 +347,13 @@ def test_a_segment_is_reported_closed_with_the_last_of_what_lies_in_it(store):
         first, second = await here.open(5), await here.open(6)
         await here.write(first, 0, b"x" * 20000)
         await here.write(second, 0, b"y" * 20000)
-        await here.files.flush([first], publish=True)
+        await here.commits.flush([first], publish=True)
         await here.write(first, 0, b"z" * 20000)
-        await here.files.flush([first])
+        await here.commits.flush([first])
         assert server.closed == [], (
             "the second file's blocks are in the first segment, and the server knows nothing of them"
         )
-        await here.files.flush_all()
+        await here.commits.flush_all()
         assert 1 in server.closed
         here.end()
 
