@@ -1,7 +1,7 @@
 """An open image: reads, writes and everything between, for any number of threads at once.
 
 Owns the block map and the size (`_lock` guards both, and the filling of the open segment), the log writer, the reader and the
-housekeeping thread. Reading takes no lock: a map entry is one aligned word, and the place it names stays readable (frame_reader, 2).
+housekeeper. Reading takes no lock: a map entry is one aligned word, and the place it names stays readable (frame_reader, 2).
 No I/O happens under `_lock`; pages of the map that are not in memory are loaded before it is taken, and looked for again under it.
 
 1. *Prefix*: every change goes into the map and the log's open segment in one hold of `_lock`, so the order of the log is the order seen.
@@ -23,6 +23,7 @@ from core.volume.block_map import BlockMap, Entries
 from core.volume.checkpointer import Checkpointer, mapped_and_stored
 from core.volume.extents import Extent, entry_extents
 from core.volume.frame_reader import FrameReader
+from core.volume.housekeeper import Housekeeper
 from core.volume.live_segment import LiveSegment
 from core.volume.log_writer import LogWriter
 from core.volume.map_view import MapView
@@ -33,7 +34,7 @@ from core.volume.read_ahead import ReadAhead
 from core.volume.repacker import Repacker
 from core.volume.replay import Log, VolumeState, load_pinned
 from core.volume.resize_requests import ResizeRequests
-from core.volume.writer_requests import Request, Wish, WriterRequests
+from core.volume.writer_requests import WriterRequests
 from core.volume.zeros import is_zero, nonzero_runs
 from core.world import World
 
@@ -44,9 +45,6 @@ _PAGE_MASK: Final = limits.PAGE_ENTRIES - 1
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _CLEAR_BLOCKS: Final = 64 * limits.PAGE_ENTRIES
 """Blocks trimmed in one hold of the lock where pages have to be loaded for it."""
-_TICK_S: Final = 0.1
-_FAR_TICK_S: Final = 0.5
-_FREEZE_POLL_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +92,6 @@ class Image:
         self._lock = lock
         self._claim = claim
         self._follow = follow
-        self._resize_requests = resize_requests
-        self._requests = requests
-        self._near = not remote
-        self._attentive_until = 0.0
         self._world = world
         self._closing = threading.Event()
         self._read_ahead = ReadAhead(self._fetch) if remote else None
@@ -119,7 +113,9 @@ class Image:
         self._closed = False
         self._refreshing = threading.Lock()
         self._close_lock = threading.Lock()
-        self._housekeeper = threading.Thread(target=self._keep_house, name=f"blockyard {name}", daemon=True)
+        self._housekeeper = Housekeeper(
+            self, claim, resize_requests, requests, closing=self._closing, near=not remote, world=world
+        )
         self._housekeeper.start()
 
     # What it is.
@@ -138,6 +134,11 @@ class Image:
     def epoch(self) -> int:
         """Epoch of this writer, or of the log as far as a reader followed it."""
         return self._state.epoch
+
+    @property
+    def pin(self) -> Pin:
+        """The state that is read here, for a reader's lease."""
+        return Pin(self._state.checkpoint or 0, self._state.generation)
 
     @property
     def fenced(self) -> bool:
@@ -449,6 +450,37 @@ class Image:
         writer.flush()
         self.checkpointer.run()
 
+    def publish(self) -> int:
+        """Make everything accepted so far part of the log that others see; gives its generation."""
+        self.flush()
+        with self._lock:
+            last = self._writer_or_refuse().close_segment()
+        return self._wait_published(last)
+
+    def _wait_published(self, last: LiveSegment | None) -> int:
+        writer = self._writer_or_refuse()
+        if last is not None:
+            writer.wait_published(last.sequence)
+        return self._state.generation
+
+    def hold_still(self, answer: Callable[[int], None], until_released: Callable[[], None]) -> None:
+        """Publish all, tell `answer` the generation, and take no write until `until_released` returns.
+
+        What waits is little: all else was published before the lock was taken.
+        """
+        self.publish()
+        with self._lock:
+            answer(self._wait_published(self._writer_or_refuse().close_segment()))
+            until_released()
+
+    def tidy(self) -> None:
+        """Close a segment that nobody adds to any more, and keep the map within its memory."""
+        with self._lock:
+            if self.writer is not None and self.writer.is_stale():
+                self.writer.close_segment()
+            if self._map.pages_in_memory > limits.MAP_PAGES_RAM:
+                self._map.evict(limits.MAP_PAGES_RAM)
+
     def checkpoint(self) -> None:
         """Write a checkpoint now and collect what it sets free; durable on return."""
         self._writer_or_refuse()
@@ -512,98 +544,3 @@ class Image:
             raise UsageError(
                 f"bytes {offset} to {offset + length} are not all in image {self.name} of {self._state.size_bytes} bytes"
             )
-
-    def _keep_house(self) -> None:
-        """Heartbeats, idle sealing, checkpoints, map eviction: whatever has no caller. Store troubles wait for the next round."""
-        beat_at = self._world.monotonic() + limits.LOCK_HEARTBEAT_S
-        while not self._closing.wait(_TICK_S if self._near or self._is_attentive() else _FAR_TICK_S):
-            try:
-                if self._near or self._is_attentive():
-                    self._answer_request()
-                if self._world.monotonic() >= beat_at:
-                    beat_at = self._world.monotonic() + limits.LOCK_HEARTBEAT_S
-                    self._beat()
-                if self.writer is not None and self.writer.failure is None:
-                    self._tidy(self.writer)
-            except StoreError:
-                continue  # the writer keeps the trouble and tells it to whoever flushes
-            except BlockyardError as error:
-                if self.writer is not None:
-                    self.writer.abort(error)
-
-    def _beat(self) -> None:
-        if isinstance(self._claim, ReaderLease):
-            self._claim.beat(Pin(self._state.checkpoint or 0, self._state.generation))
-        elif not self.fenced:
-            if not self._claim.renew() and self.checkpointer is not None:
-                self.checkpointer.check_reign()  # somebody else's lock: learn now, not at the next flush, if we were cut off
-            self._answer_resize_request()
-            self._answer_request()
-
-    def _is_attentive(self) -> bool:
-        return self._world.monotonic() < self._attentive_until
-
-    def _answer_request(self) -> None:
-        """Do what another process asks this writer for."""
-        writer = self.writer
-        request = self._requests.pending() if writer is not None and writer.failure is None else None
-        if request is None:
-            return
-        self._attentive_until = self._world.monotonic() + limits.ATTENTION_S
-        if request.wish is Wish.FREEZE:
-            self._freeze(request)
-        elif request.wish is Wish.FLATTEN and self.repacker is not None:
-            self.repacker.ask_to_flatten()
-            self._requests.answer(request, self._state.generation)
-        else:
-            self._requests.answer(request, self.publish())
-
-    def _freeze(self, request: Request) -> None:
-        """Publish all, answer, and take no write until the request is withdrawn or the time is over. What waits is little: all else
-        was published before the lock was taken."""
-        self.publish()
-        with self._lock:
-            self._requests.answer(request, self._wait_published(self._writer_or_refuse().close_segment()))
-            until = self._world.monotonic() + limits.FREEZE_S
-            while self._requests.stands(request) and self._world.monotonic() < until:
-                if self._closing.wait(_FREEZE_POLL_S):
-                    self._requests.withdraw()  # before anything is written: who asked must not rely on us any more
-                    break
-
-    def publish(self) -> int:
-        """Make everything accepted so far part of the log that others see; gives its generation."""
-        self.flush()
-        with self._lock:
-            last = self._writer_or_refuse().close_segment()
-        return self._wait_published(last)
-
-    def _wait_published(self, last: LiveSegment | None) -> int:
-        writer = self._writer_or_refuse()
-        if last is not None:
-            writer.wait_published(last.sequence)
-        return self._state.generation
-
-    def _answer_resize_request(self) -> None:
-        request = self._resize_requests.pending()
-        if request is None:
-            return
-        refusal = ""
-        try:
-            self.resize(request.size_bytes, allow_shrink=request.allow_shrink)
-        except UsageError as error:
-            refusal = str(error)
-        self._resize_requests.answer(request, refusal)
-
-    def _tidy(self, writer: LogWriter) -> None:
-        if writer.is_stale():
-            with self._lock:
-                writer.close_segment()
-        if self.checkpointer is not None:
-            if self.checkpointer.due(limits.CHECKPOINT_SEGMENTS, limits.CHECKPOINT_DIRTY_PAGES):
-                self.checkpointer.run()
-            self.checkpointer.collect_again()
-        if self.repacker is not None:
-            self.repacker.step()
-        if self._map.pages_in_memory > limits.MAP_PAGES_RAM:
-            with self._lock:
-                self._map.evict(limits.MAP_PAGES_RAM)

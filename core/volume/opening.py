@@ -82,7 +82,11 @@ def volume_log(store: Store, prefix: str, keys: VolumeKeys, beginning: Beginning
     """Give what replaying a volume needs, for whoever wants a state and no image."""
     names = VolumeNames(prefix)
     return Log(
-        store, names, keys, PageStore(store, names, keys, partial(forget_in, store), beginning.ancestors), beginning.state
+        store,
+        names,
+        keys,
+        PageStore(store, names, keys, partial(forget_in, store), beginning.ancestors),
+        beginning.state,
     )
 
 

@@ -4,7 +4,7 @@ Owns the keys of the packs it has read (bounded). Any thread; it holds no lock a
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial

@@ -14,7 +14,7 @@ from core.store.contract import Store
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import BLOCK_BYTES
 from core.volume import flatten as flatten_module
-from core.volume import image as image_module
+from core.volume import housekeeper
 from core.volume.clones import create_clone, is_child, list_children
 from core.volume.collection import collect_image
 from core.volume.flatten import Flattened, flatten, foreign_bytes, has_records
@@ -42,7 +42,7 @@ def eager(monkeypatch):
     monkeypatch.setattr(limits, "REPACK_STEP_BLOCKS", 48)
     monkeypatch.setattr(limits, "REPACK_LOOK_S", 0.02)
     monkeypatch.setattr(limits, "LOCK_HEARTBEAT_S", 0.2)
-    monkeypatch.setattr(image_module, "_FAR_TICK_S", 0.05)
+    monkeypatch.setattr(housekeeper, "_FAR_TICK_S", 0.05)
     monkeypatch.setattr(flatten_module, "_POLL_S", 0.02)
 
 

@@ -130,7 +130,7 @@ def test_a_lease_that_nobody_can_read_keeps_everything_and_stops_nobody(store):
 def test_a_lock_record_that_nobody_can_read_is_no_end_of_its_writer_and_can_be_overridden(store):
     image = open_image(store)
     store.overwrite(f"{PREFIX}/lock", b"garbage")
-    image._beat()
+    image._housekeeper.beat()
     assert not image.fenced
     store.overwrite(f"{PREFIX}/lock", b"garbage")
     again = open_image(store, force=True)

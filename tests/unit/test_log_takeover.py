@@ -214,7 +214,7 @@ def test_what_was_acknowledged_before_the_takeover_is_there_while_flushes_were_u
 def test_an_idle_owner_that_was_cut_off_learns_it_from_its_heartbeat_and_leaves_the_lock_alone(store_factory):
     old = open_image(store_factory())
     new = open_image(store_factory(), world=other_host())
-    old._beat()
+    old._housekeeper.beat()
     assert old.fenced
     with pytest.raises(LockedError, match="on host other"):
         open_image(store_factory(), force=False, world=real_world())

@@ -161,7 +161,7 @@ def test_an_honest_program_of_theirs_stops_by_itself(made: Made, mallory: KeyFil
     drop_slot(made.pool, mallory.slot_id)
     pool.verifiers._monotonic = lambda: made.world.monotonic() + limits.KEY_REFRESH_S
     with pytest.raises(ReadOnlyError, match="retired"):
-        image._beat()
+        image._housekeeper.beat()
     kill(image)
 
 

@@ -79,7 +79,7 @@ def test_programs_that_have_the_image_open_go_on_and_learn_the_new_key(made: Mad
     writer.flush()
     assert set(segment_keys(made.store)) == {1}, "it has not looked yet"
     clock.sleep(limits.KEY_REFRESH_S)
-    writer._beat()
+    writer._housekeeper.beat()
     writer.write(2 * BLOCK_BYTES, block(2))
     writer.flush()
     assert segment_keys(made.store)[-1] == 2

@@ -16,8 +16,9 @@ from core.store.contract import Store
 from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import MIB
-from core.volume import image as image_module
+from core.volume import housekeeper
 from core.volume.groups import create_group
+from core.volume.housekeeper import Housekeeper
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_keys, open_image
 from core.volume.names import VolumeNames
@@ -50,9 +51,9 @@ def pool(store) -> Iterator[Pool]:
 @pytest.fixture
 def eager_writers(monkeypatch):
     """Writers look for requests two hundred times a second, so that many groups take little time."""
-    monkeypatch.setattr(image_module, "_TICK_S", 0.005)
-    monkeypatch.setattr(image_module, "_FAR_TICK_S", 0.005)
-    monkeypatch.setattr(Image, "_is_attentive", lambda _self: True)
+    monkeypatch.setattr(housekeeper, "_TICK_S", 0.005)
+    monkeypatch.setattr(housekeeper, "_FAR_TICK_S", 0.005)
+    monkeypatch.setattr(Housekeeper, "is_attentive", lambda _self: True)
 
 
 @contextmanager
@@ -163,14 +164,14 @@ def test_an_image_named_twice_is_refused(pool):
 def test_a_writer_that_comes_while_the_others_hold_still_makes_the_group_begin_again(pool, eager_writers, monkeypatch):
     came: list[Image] = []
 
-    def come(image: Image, request: Request) -> None:
+    def come(house: Housekeeper, request: Request) -> None:
         if not came:
             came.append(open_image(pool, "data", writable=True, options=ImageOptions()))
             came[0].write(0, b"\x09", fua=True)
-        freeze(image, request)
+        freeze(house, request)
 
-    freeze = Image._freeze
-    monkeypatch.setattr(Image, "_freeze", come)
+    freeze = Housekeeper.freeze
+    monkeypatch.setattr(Housekeeper, "freeze", come)
     with open_for_writing(pool, NAMES[:1]):
         create_group(pool, [(name, "g") for name in NAMES])
         came[0].close()
@@ -183,7 +184,7 @@ def test_an_image_that_is_closed_while_it_holds_still_is_not_relied_on(pool, eag
     closer = threading.Thread(target=image.close)
 
     def close_when_frozen(requests: WriterRequests, request: Request) -> bool:
-        if request.wish is Wish.FREEZE and threading.current_thread() is image._housekeeper and not closer.ident:
+        if request.wish is Wish.FREEZE and threading.current_thread() is image._housekeeper.thread and not closer.ident:
             closer.start()
             assert image._closing.wait(10)
         return stands(requests, request)
@@ -210,16 +211,16 @@ def test_a_writer_that_is_asked_for_something_else_all_the_time_is_named_and_not
 
 
 def test_writers_that_hold_still_too_late_are_let_go_and_asked_again(pool, eager_writers, monkeypatch):
-    freeze, late = Image._freeze, threading.Event()
+    freeze, late = Housekeeper.freeze, threading.Event()
 
-    def be_late_once(image: Image, request: Request) -> None:
-        if image.name == "data" and not late.is_set():
+    def be_late_once(house: Housekeeper, request: Request) -> None:
+        if house._image.name == "data" and not late.is_set():
             late.set()
             threading.Event().wait(0.3)
-        freeze(image, request)
+        freeze(house, request)
 
     monkeypatch.setattr(limits, "FREEZE_S", 0.25)
-    monkeypatch.setattr(Image, "_freeze", be_late_once)
+    monkeypatch.setattr(Housekeeper, "freeze", be_late_once)
     with open_for_writing(pool):
         create_group(pool, [(name, "g") for name in NAMES])
     assert late.is_set()
