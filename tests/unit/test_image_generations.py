@@ -10,6 +10,7 @@ from core.pool.pool import Pool, create_pool
 from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
+from core.volume import checkpointer, clones
 from core.volume.clones import create_clone, is_child, list_children
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, open_image
@@ -346,3 +347,22 @@ def test_a_log_that_goes_back_to_its_own_future_is_refused(pool):
 
 def test_limits_leave_room_for_a_full_lineage_in_one_record():
     assert limits.LINEAGE * 48 < limits.RECORD_BYTES
+
+
+def test_a_clone_whose_snapshot_was_removed_and_collected_behind_its_lease_is_not_made(pool, monkeypatch):
+    wrote(pool, 1)
+    create_snapshot(pool, "disk", "one")
+    put_child = clones._put_child
+
+    def after_a_collection(*arguments):
+        remove_snapshot(pool, "disk", "one")
+        with monkeypatch.context() as earlier:
+            earlier.setattr(checkpointer, "living_leases", lambda *_: [])  # it had looked before this clone began
+            overwrite_and_collect(pool)
+        put_child(*arguments)
+
+    monkeypatch.setattr(clones, "_put_child", after_a_collection)
+    with pytest.raises(NotFoundError, match="removed meanwhile"):
+        create_clone(pool, "disk", "one", "copy")
+    assert pool.names.find("copy") is None
+    assert not list_children(pool, "disk")
