@@ -22,13 +22,14 @@ from core.format.envelope import FOOTER_BYTES, TAIL_BYTES, OpenEnd, open_end, pa
 from core.format.frame import FRAME_HEADER_BYTES, OpenFrame, open_frame
 from core.format.header import LOG_KINDS, Header
 from core.format.segment import INDEX_BYTES, FrameTable, frame_digest, unpack_index
-from core.store.contract import GrowingFile, ObjectMissingError, Store
+from core.store.contract import GrowingFile, ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
 from core.volume.block_map import POSITION_BITS, SLOT_BITS
 from core.volume.frame_cache import FrameCache
 from core.volume.lineage import Ancestor, Lineage, Source
 from core.volume.live_segment import LiveSegment
 from core.volume.names import VolumeNames
+from core.volume.short_objects import judge_short
 
 _FRAME_MASK: Final = (1 << (POSITION_BITS - SLOT_BITS)) - 1
 _SLOT_MASK: Final = BLOCKS_PER_FRAME - 1
@@ -332,6 +333,8 @@ class FrameReader:
             return self._store.get_range(table.key, offset, length)
         except ObjectMissingError:
             raise SegmentMissingError(f"{table.key} is missing, and blocks are in it") from None
+        except ObjectShortError as error:
+            raise judge_short(self._store, table.key, offset + length, error) from None
 
     def _open(self, table: _Table, frame: int, sealed: memoryview) -> OpenFrame:
         if frame_digest(sealed[FRAME_HEADER_BYTES:]) != table.frames.digest(frame):

@@ -27,11 +27,12 @@ from core.format.checkpoint import (
 )
 from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
 from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
-from core.store.contract import ObjectMissingError, Store
+from core.store.contract import ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES
 from core.volume.lineage import Ancestor, Lineage, Source
 from core.volume.log_writer import Reign, new_header
 from core.volume.names import VolumeNames
+from core.volume.short_objects import judge_short
 from core.world import World
 
 _T = TypeVar("_T")
@@ -108,6 +109,8 @@ class PageStore:
             data = memoryview(self._store.get_range(key, wanted.offset, end - wanted.offset))
         except ObjectMissingError:
             raise IntegrityError(f"{key} is missing, and pages of the block map are in it") from None
+        except ObjectShortError as error:
+            raise judge_short(self._store, key, end, error) from None
         answer = {}
         for number, place in run:
             start = place.offset - wanted.offset

@@ -1,5 +1,7 @@
 """Snapshots, clones and rollbacks of images in a pool, over memory (a put store) and a directory (growing files)."""
 
+import time
+
 import pytest
 from helpers import kill, noise
 
@@ -366,3 +368,23 @@ def test_a_clone_whose_snapshot_was_removed_and_collected_behind_its_lease_is_no
         create_clone(pool, "disk", "one", "copy")
     assert pool.names.find("copy") is None
     assert not list_children(pool, "disk")
+
+
+@pytest.mark.parametrize("part", ["/log/", "/pages"])
+def test_an_object_that_is_cut_short_below_a_reader_is_damage_at_once(part):
+    made = create_pool(MemoryStore(), lambda _key: None, World.real(), label="first")
+    create_image(made, "disk", SIZE)
+    wrote(made, 1)
+    image = open_image(made, "disk", writable=False, options=ImageOptions(ram_cache_bytes=0))
+    buffer = bytearray(BLOCK_BYTES)
+    if part == "/log/":
+        image.read_into(0, buffer)  # it knows the segment's table by now
+    key = max((info for info in made.store.list("image/") if part in info.key), key=lambda info: info.size_bytes).key
+    whole = made.store.get(key)
+    made.store.delete(key)
+    made.store.put(key, whole[:200])
+    began = time.monotonic()
+    with pytest.raises(IntegrityError, match=key.rpartition("/")[2]):
+        image.read_into(64 * BLOCK_BYTES, buffer)
+    assert time.monotonic() - began < 10, "a store that may answer yet is waited for much longer"
+    image.close()
