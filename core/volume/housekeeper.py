@@ -69,7 +69,7 @@ class Housekeeper:
             except StoreError:
                 continue  # the writer keeps the trouble and tells it to whoever flushes
             except BlockyardError as error:
-                if writer is not None:
+                if writer is not None and not self._closing.is_set():  # else it is only that the image is closed by now
                     writer.abort(error)
 
     def beat(self) -> None:

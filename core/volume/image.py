@@ -507,8 +507,8 @@ class Image:
         with self._close_lock:
             if self._closed:
                 return
+            self._closing.set()  # first: the housekeeper takes what it meets from now on for the end, not for a failure
             self._closed = True
-            self._closing.set()
             self._housekeeper.join(limits.STORE_DEADLINE_S)
             try:
                 if self.writer is not None and self.writer.failure is None:

