@@ -15,6 +15,7 @@ from typing import Any
 
 import trio
 
+from gateway_fuse import limits
 from gateway_fuse.directories import Directory
 from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.connection import Client
@@ -117,6 +118,8 @@ class Leases:
         """Wait until the server has answered something, so that leases are known to be valid."""
         while not self.client.lease_valid():
             await self.ask(Space())
+            if not self.client.lease_valid():  # a recall is being obeyed, and that may take seconds
+                await trio.sleep(limits.CONFIRM_EVERY_S)
 
     async def know(self, node: Node) -> None:
         """Return when what stat shows of a node is true."""

@@ -37,6 +37,8 @@ INVALIDATION_WAIT_S: Final = 0.1
 """How long an acknowledgement waits for the kernel to forget names; it may hold their lock for a request that waits for a peer of ours."""
 INVALIDATION_ROUNDS: Final = 3
 """Times a file's pages are invalidated for one recall while reads go on filling them."""
+CONFIRM_EVERY_S: Final = 0.05
+"""How often the server is asked whether leases are valid again, while a recall takes so long that they are not."""
 SPACE_AGE_S: Final = 1.0
 """How old the figures of statfs may be."""
 READ_AHEAD_KIB: Final = 4096

@@ -24,6 +24,8 @@ SEQUENCES_PER_NOTICE: Final = 65536
 # Time.
 LEASE_S: Final = 15.0
 HEARTBEATS_PER_LEASE: Final = 4
+TRUSTED_SHARE: Final = 0.8
+"""A client trusts its leases for this share of the lease time; in the rest the kernel's caches, which answer by themselves, are emptied."""
 GREETING_S: Final = 10.0
 """A connection that has not said which session it is by then is closed."""
 SYNC_EVERY_S: Final = 1.0
@@ -64,6 +66,6 @@ assert SLOTS_NEVER_WAITING < SLOTS
 assert READ_DIRECTORY_ENTRIES * (4096 + 600) < MESSAGE_BYTES, "a listing of symbolic links fits in a message"
 assert READ_MAP_PAGES * 1024 * 20 < MESSAGE_BYTES, "a map of single blocks fits in a message"
 assert PAUSE_BYTES + MESSAGE_BYTES + READ_BYTES < UNSENT_BYTES, "who only reads slowly is slowed down, not given up"
-assert HEARTBEATS_PER_LEASE >= 3, "a lease outlives a lost heartbeat"
+assert 2 / HEARTBEATS_PER_LEASE < TRUSTED_SHARE < 1, "a lease outlives a lost heartbeat"
 assert PUMP_WAIT_S < PUMP_TURN_S
 assert LEASES_PER_SESSION < LEASES_PER_SESSION_HARD

@@ -1,22 +1,24 @@
 """Until when a client may trust its leases. Pure; times are of the monotonic clock of the client.
 
-The server ends a session when it has heard nothing for the lease time, or when a recall stood unanswered for that long. So leases are good
-until the lease time after the *sending* of the last message that was answered - but, while a recall is unanswered, not longer than what was
-known when the recall came: its own time began to run at the server after that. Since messages keep their order, an answer to something
-sent after the acknowledgement shows that the server has seen it.
+The server ends a session when it has heard nothing for the lease time, or when a recall stood unanswered for that long. So leases are
+trusted for a share of the lease time (`limits.TRUSTED_SHARE`) after the *sending* of the last message that was answered - but, while a
+recall is unanswered, not longer than what was known when the recall came: its own time began to run at the server after that. Since
+messages keep their order, an answer to something sent after the acknowledgement shows that the server has seen it.
 """
 
 from collections import deque
+
+from metadata_server.limits import TRUSTED_SHARE
 
 
 class Validity:
     """Follows what is sent and received on a session."""
 
-    __slots__ = ("_acknowledged", "_caps", "_lease_s", "_renewed")
+    __slots__ = ("_acknowledged", "_caps", "_renewed", "_trusted_s")
 
     def __init__(self, lease_s: float, now: float) -> None:
         """Begin with a session whose hello was sent at `now`."""
-        self._lease_s = lease_s
+        self._trusted_s = lease_s * TRUSTED_SHARE
         self._renewed = now
         self._caps: dict[int, float] = {}
         self._acknowledged: deque[tuple[float, int]] = deque()
@@ -43,7 +45,7 @@ class Validity:
         self._acknowledged = deque((now, recall) for _, recall in self._acknowledged)
 
     def valid_until(self) -> float:
-        """Give the time until which leases are good."""
+        """Give the time until which leases are trusted."""
         for cap in self._caps.values():
-            return min(cap, self._renewed) + self._lease_s
-        return self._renewed + self._lease_s
+            return min(cap, self._renewed) + self._trusted_s
+        return self._renewed + self._trusted_s

@@ -221,8 +221,12 @@ def test_a_writer_gets_its_turn_however_many_readers_come(server: MetadataServer
             inode = await writer.make(b"file-9")
             done = False
             reads = 0
+            recalled = 0
+            has_read = trio.Event()
 
             async def drop(inode: int, name: bytes | None, keep: Lease) -> Lease:
+                nonlocal recalled
+                recalled += 1
                 return Lease.NONE
 
             for each in (one, other, writer):
@@ -233,16 +237,19 @@ def test_a_writer_gets_its_turn_however_many_readers_come(server: MetadataServer
                 while not done:
                     await reader.call(Acquire(inode, Lease.READ))
                     reads += 1
+                    if reads == 20:
+                        has_read.set()
 
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
                     nursery.start_soon(read, one)
                     nursery.start_soon(read, other)
                 with trio.fail_after(20):
+                    await has_read.wait()
                     for _ in range(50):
                         await writer.call(Acquire(inode, Lease.WRITE))
                 done = True
-            assert reads > 0
+            assert recalled > 0, "nobody was in the writer's way"
 
     trio.run(main)
 

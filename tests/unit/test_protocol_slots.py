@@ -58,8 +58,8 @@ def test_what_gives_leases_back_has_slots_of_its_own() -> None:
     assert take(never_waits=False) == 5
 
 
-def test_leases_are_good_for_the_lease_time_from_the_sending_of_what_was_answered() -> None:
-    validity = Validity(10.0, 100.0)
+def test_leases_are_trusted_for_four_fifths_of_the_lease_time_from_the_sending_of_what_was_answered() -> None:
+    validity = Validity(12.5, 100.0)  # trusted for 10 s
     assert validity.valid_until() == 110
     validity.answered(104.0)
     validity.answered(102.0)
@@ -67,7 +67,7 @@ def test_leases_are_good_for_the_lease_time_from_the_sending_of_what_was_answere
 
 
 def test_an_open_recall_bounds_leases_until_something_sent_after_its_answer_is_answered() -> None:
-    validity = Validity(10.0, 100.0)
+    validity = Validity(12.5, 100.0)  # trusted for 10 s
     validity.recalled(1)
     validity.answered(105.0)
     validity.recalled(2)
@@ -83,7 +83,7 @@ def test_an_open_recall_bounds_leases_until_something_sent_after_its_answer_is_a
 
 
 def test_an_acknowledgement_that_was_lost_with_its_connection_counts_for_nothing() -> None:
-    validity = Validity(10.0, 100.0)
+    validity = Validity(12.5, 100.0)  # trusted for 10 s
     validity.recalled(1)
     validity.recalled(2)
     validity.acknowledged(1, 101.0)
