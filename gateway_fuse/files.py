@@ -17,7 +17,7 @@ from core.filesystem.file_log import FileReader
 from core.format.runs import unpack_runs
 from core.store.contract import Buffer
 from core.units import BLOCK_BYTES
-from core.volume.zeros import is_zero, nonzero_runs
+from core.volume.log.zeros import is_zero, nonzero_runs
 from gateway_fuse.commits import Commits
 from gateway_fuse.file_data import FileData
 from metadata_server.client.connection import Client

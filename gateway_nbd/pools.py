@@ -22,10 +22,10 @@ from core.scrub.background import BackgroundScrub
 from core.store.factory import open_store
 from core.store.retrying import StoreObserver
 from core.units import format_size
+from core.volume.generations.snapshots import count_snapshots, find_snapshot, list_snapshots
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_options, list_images, open_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import count_snapshots, find_snapshot, list_snapshots
 from core.world import World
 from gateway_nbd.connection import BlockImage
 from gateway_nbd.figures import StoreCalls, StoreCounters, image_figures

@@ -28,9 +28,9 @@ from core.limits import PAGE_ENTRIES
 from core.pool.pool import Pool
 from core.store.contract import forget_in
 from core.units import BLOCK_BYTES, MIB
-from core.volume.block_map import Entries
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader
+from core.volume.log.block_map import Entries
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader
 from metadata_server.engine.rows import PAGED, Inode
 from metadata_server.engine.snapshot import Snapshot
 from metadata_server.maintenance.inventory import nobody_watches

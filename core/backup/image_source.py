@@ -20,11 +20,11 @@ from core.config import split_snapshot
 from core.errors import BlockyardError, StoreError
 from core.pool.pool import Pool
 from core.store.contract import Appendable
-from core.volume.diff import changed_ranges
+from core.volume.generations.diff import changed_ranges
+from core.volume.generations.snapshots import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
 from core.volume.image import Image
 from core.volume.images import image_info, open_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
 
 _NONCE_DIGITS = 8
 

@@ -19,7 +19,7 @@ from core.backup.limits import DESERTED_KEPT_S
 from core.backup.vault import Vault
 from core.errors import BlockyardError, IntegrityError, StoreError
 from core.format.record import RecordKind, RecordValue
-from core.volume.owner_lock import Owner, is_alive, process_start
+from core.volume.log.owner_lock import Owner, is_alive, process_start
 from core.world import World
 
 ID_BYTES = 16

@@ -34,8 +34,8 @@ from core.errors import IntegrityError, WorldError
 from core.format.compression import Compression
 from core.format.pack import GroupKind, Ids
 from core.store.contract import ObjectInfo
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import OwnerLock
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock
 
 Progress = Callable[[int, int | None], None]
 _IN_USE = "the vault of {name} is being pruned by {owner}; wait until that is done"

@@ -9,8 +9,8 @@ from core.config import split_image_reference, split_snapshot
 from core.errors import IntegrityError, UsageError
 from core.pool.pool import Pool
 from core.units import format_size
-from core.volume.clones import create_clone, is_child, list_children
-from core.volume.description import ImageInfo, load_description
+from core.volume.generations.clones import create_clone, is_child, list_children
+from core.volume.log.description import ImageInfo, load_description
 from core.volume.snapshot_records import SnapshotRecords
 
 

@@ -12,13 +12,13 @@ from core.errors import IntegrityError, UsageError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
 from core.units import format_size
-from core.volume.collection import Collected, collect_image
-from core.volume.flatten import Flattened, foreign_bytes
-from core.volume.flatten import flatten as flatten_image
+from core.volume.collection.offline import Collected, collect_image
+from core.volume.collection.space import Space, measure
+from core.volume.collection.sweep import Swept, sweep
+from core.volume.generations.flatten import Flattened, foreign_bytes
+from core.volume.generations.flatten import flatten as flatten_image
 from core.volume.images import image_info, image_keys, image_options
 from core.volume.options import ImageOptions
-from core.volume.space import Space, measure
-from core.volume.sweep import Swept, sweep
 
 _LEFT_TO_SERVER = "a filesystem, which its metadata server collects"
 

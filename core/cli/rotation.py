@@ -18,8 +18,8 @@ from core.pool.rotation import Rotated, rotate_pool
 from core.pool.slots import Passphrase, Unlock
 from core.pool.volume_keys import rotate_volume_key
 from core.units import KIB, format_size
-from core.volume.key_usage import KeyStatus, key_status, retire_keys
-from core.volume.retirement import WriterRetired, retire_writer
+from core.volume.collection.key_usage import KeyStatus, key_status, retire_keys
+from core.volume.collection.retirement import WriterRetired, retire_writer
 
 
 @click.command("rotate-volume")

@@ -12,8 +12,8 @@ from core.cli.session import Session
 from core.errors import NotFoundError, UsageError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
-from core.volume import snapshots
-from core.volume.snapshots import Snapshot
+from core.volume.generations import snapshots
+from core.volume.generations.snapshots import Snapshot
 
 PROVIDERS: Final = "blockyard.providers"
 

@@ -16,7 +16,7 @@ from core.errors import NotFoundError, UsageError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
 from core.units import format_size
-from core.volume.groups import create_group
+from core.volume.generations.groups import create_group
 
 _METAVAR: Final = "POOL/IMAGE@NAME"
 _NOUN: Final = "a snapshot"

@@ -22,7 +22,7 @@ from core.stream.format import Head
 from core.stream.importing import Target, import_file, import_stream
 from core.stream.sealing import Sealing
 from core.units import format_size
-from core.volume.diff import changed_ranges
+from core.volume.generations.diff import changed_ranges
 from core.volume.images import image_options
 from core.volume.reading import reading
 

@@ -28,12 +28,12 @@ from core.format.segment import FIRST_DIGEST
 from core.store.contract import Appendable, Store, forget_in
 from core.store.disk_cache import DiskCache
 from core.units import BLOCK_BYTES, Epoch, Sequence
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader, Growing
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import LogWriter, Reign
-from core.volume.medium import Medium, PutMedium, StoreFileMedium
-from core.volume.names import VolumeNames
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader, Growing
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import LogWriter, Reign
+from core.volume.log.medium import Medium, PutMedium, StoreFileMedium
+from core.volume.log.names import VolumeNames
 from core.volume.options import ImageOptions
 from core.world import World
 

@@ -12,7 +12,7 @@ from core.pool.names import VolumeKind
 from core.pool.pool import Pool
 from core.pool.volumes import load_all
 from core.store.contract import Store
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 from core.world import World
 
 __all__ = [

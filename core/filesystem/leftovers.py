@@ -18,8 +18,8 @@ from typing import NamedTuple
 from core.crypto.volume import VolumeKeys
 from core.errors import StoreError
 from core.store.contract import Appendable, GrowingFile, ObjectExistsError, Store
-from core.volume.names import VolumeNames, parse_growing_name
-from core.volume.recovery import FoundSegment, scan_growing
+from core.volume.log.names import VolumeNames, parse_growing_name
+from core.volume.log.recovery import FoundSegment, scan_growing
 
 
 class GrowingName(NamedTuple):

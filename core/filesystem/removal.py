@@ -7,7 +7,7 @@ from core.filesystem.serving import server_lock
 from core.filesystem.snapshots import FilesystemSnapshots
 from core.pool.pool import Pool
 from core.pool.volumes import FILESYSTEMS
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 from core.volume.removal import remove_volume
 
 

@@ -21,7 +21,7 @@ from core.format.envelope import FOOTER_BYTES, open_end, payload_range, require_
 from core.format.header import HEADER_BYTES, Header, Kind, object_aead
 from core.store.contract import ObjectMissingError, Store
 from core.units import MIB, Epoch, Sequence
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 
 PIECE_BYTES: Final = 4 * MIB
 """The most that one piece holds before it is compressed."""

@@ -29,12 +29,12 @@ from core.format.segment import FIRST_DIGEST, FrameTable
 from core.store.contract import GrowingFile, Store, forget_in
 from core.units import BLOCK_BYTES, Epoch
 from core.units import Sequence as SequenceNumber
-from core.volume.block_map import entry_of
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader, load_log_object
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import Reign, new_header
-from core.volume.names import VolumeNames
+from core.volume.log.block_map import entry_of
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader, load_log_object
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import Reign, new_header
+from core.volume.log.names import VolumeNames
 from core.world import World
 
 _PIECE_BLOCKS: Final = 256

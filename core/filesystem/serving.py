@@ -19,8 +19,8 @@ from core.errors import IntegrityError
 from core.filesystem.filesystems import Filesystem
 from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
 from core.store.contract import ObjectExistsError, ObjectMissingError, Store
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import Owner, OwnerLock, is_alive, process_start
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import Owner, OwnerLock, is_alive, process_start
 from core.world import World
 
 DATABASE_ID_BYTES: Final = 16

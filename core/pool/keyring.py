@@ -148,8 +148,8 @@ def drop_slot(pool: Pool, slot_id: str) -> SlotInfo:
     """Remove a slot and retire its signing key; give what it was. Needs an owner's key; durable on return.
 
     The last slot and the last owner's slot are refused. What the slot's holder signed stays valid until their retirement is finished
-    (core.volume.retirement); who kept a copy of the pool's keys out of it is stopped by a rotation (core.pool.rotation). The holder is no
-    member from the first moment on, so a rotation that runs at the same time gives them nothing.
+    (core.volume.collection.retirement); who kept a copy of the pool's keys out of it is stopped by a rotation (core.pool.rotation).
+    The holder is no member from the first moment on, so a rotation that runs at the same time gives them nothing.
     """
     pool.keys.admin()
     slots = slots_of(pool)

@@ -21,9 +21,9 @@ from core.pool.volumes import FILESYSTEMS, IMAGES
 from core.scrub.kept_families import KEPT_FAMILIES
 from core.scrub.objects import prove_log_object, prove_root
 from core.scrub.record_families import admin_record, known, pool_record, volume_record
-from core.volume.description import ImageInfo
-from core.volume.names import VolumeNames
-from core.volume.pins import pin_of
+from core.volume.log.description import ImageInfo
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import pin_of
 from core.volume.snapshot_records import IMPORT_FIELD, SnapshotRecords
 
 

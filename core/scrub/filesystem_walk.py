@@ -18,7 +18,7 @@ from core.scrub.objects import blocks_of_frames, prove_log_object, read_log_obje
 from core.scrub.report import DamagedRange
 from core.scrub.run import Run
 from core.units import BLOCK_BYTES
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 
 _FAMILY = "file segment"
 

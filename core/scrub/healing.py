@@ -11,7 +11,7 @@ from core.scrub.pool_walk import VOLUMES
 from core.scrub.report import Report
 from core.scrub.run import Run, bare
 from core.store.mirror import MirrorStore
-from core.volume.description import load_description
+from core.volume.log.description import load_description
 
 
 def heal(pool: Pool, key: str) -> Report:

@@ -15,9 +15,9 @@ from core.scrub.families import family_of
 from core.scrub.log_walk import LogWalk
 from core.scrub.objects import prove_pack, prove_root
 from core.scrub.run import Run
-from core.volume.description import ImageInfo
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import OwnerLock, is_alive, process_start
+from core.volume.log.description import ImageInfo
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock, is_alive, process_start
 
 _T = TypeVar("_T")
 _CHECKPOINT, _PAGES = "checkpoint", "map pages"

@@ -19,8 +19,8 @@ from core.scrub.chain import Break, Gap, lost_barriers, reaches_back, walk
 from core.scrub.objects import LogFacts, prove_log_object, prove_root, read_log_object, short_digest
 from core.scrub.report import NO_SOURCE, Finding, Trouble
 from core.scrub.run import Run
-from core.volume.names import VolumeNames
-from core.volume.pins import Pin
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import Pin
 
 SEGMENT = "segment"
 Needed = Callable[[], bool]

@@ -21,12 +21,12 @@ from core.scrub.report import DamagedRange, Finding, Trouble
 from core.store.contract import ObjectMissingError
 from core.units import BLOCK_BYTES
 from core.volume.ancestry import image_log
-from core.volume.block_map import Entries
-from core.volume.description import child_key, image_prefix
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import ReaderLease
-from core.volume.pins import EVERYTHING, Pin, pin_of
-from core.volume.replay import Log, VolumeState, follow_log, load_pinned, load_state
+from core.volume.log.block_map import Entries
+from core.volume.log.description import child_key, image_prefix
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import ReaderLease
+from core.volume.log.pins import EVERYTHING, Pin, pin_of
+from core.volume.log.replay import Log, VolumeState, follow_log, load_pinned, load_state
 from core.volume.snapshot_records import Snapshot, SnapshotRecords
 
 _ANY_SIZE = 1 << 62

@@ -22,7 +22,7 @@ from core.scrub.pacing import in_order
 from core.store.contract import ObjectExistsError, ObjectInfo, ObjectMissingError, Store
 from core.store.mirror import MISSED_KEY, MirrorStore
 from core.store.mirror_backlog import FileBacklog, Missed
-from core.volume.description import load_description as load_image
+from core.volume.log.description import load_description as load_image
 
 
 @dataclass

@@ -13,8 +13,8 @@ from core.format.frame import FRAME_HEADER_BYTES, PLACING, RecordKind, open_fram
 from core.format.header import HEADER_BYTES, LOG_KINDS, Kind, check_header, object_aead, unpack_header
 from core.format.segment import INDEX_BYTES, FrameTable, FrameTableBuilder, frame_digest, unpack_index
 from core.store.memory import MemoryStore
-from core.volume.names import VolumeNames
-from core.volume.page_store import PageStore
+from core.volume.log.names import VolumeNames
+from core.volume.log.page_store import PageStore
 
 _ANY_SIZE: Final = 1 << 62
 _DIGEST_BYTES: Final = 16

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from core import limits
 from core.scrub.objects import LogFacts
-from core.volume.block_map import POSITION_BITS, SLOT_BITS, Entries
+from core.volume.log.block_map import POSITION_BITS, SLOT_BITS, Entries
 
 Facts = Callable[[int], LogFacts | None]
 """What is known of the segment of this sequence; None if it is not there or cannot be believed."""

@@ -25,8 +25,8 @@ from core.scrub.run import Run, bare
 from core.scrub.strayed import bring_back, tell_of_slots
 from core.store.contract import Store
 from core.store.mirror import MirrorStore
-from core.volume.description import load_description as load_image
-from core.volume.names import VolumeNames
+from core.volume.log.description import load_description as load_image
+from core.volume.log.names import VolumeNames
 
 Progress = Callable[[int, int | None], None]
 """Told of the bytes done and of all bytes."""

@@ -15,7 +15,7 @@ from core.stream.format import ChunkKind, Data, End, Head, Preamble, Seal, unpac
 from core.stream.in_order import in_order
 from core.stream.reader import Chunk, StreamReader
 from core.stream.sealing import open_stream
-from core.volume.description import load_description
+from core.volume.log.description import load_description
 from core.volume.transfer import Readable
 
 

@@ -36,10 +36,10 @@ from core.stream.reader import StreamReader
 from core.stream.sealing import BY_THE_VOLUME, Leg, Sealing, StreamKeys, new_stream, open_stream
 from core.stream.writer import Position, Sealed, StreamWriter, Writable, seal_chunk
 from core.units import BLOCK_BYTES
+from core.volume.generations.snapshots import Snapshot, find_snapshot
 from core.volume.image import Image
 from core.volume.images import image_keys, open_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import Snapshot, find_snapshot
 from core.volume.transfer import Progress
 
 _BLOCK: Final = np.uint64(BLOCK_BYTES)

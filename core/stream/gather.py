@@ -13,7 +13,7 @@ from core.format.compression import Compression, Compressor
 from core.format.frame import OpenFrame
 from core.stream.format import Part
 from core.units import BLOCK_BYTES
-from core.volume.block_map import POSITION_BITS, SLOT_BITS, Entries
+from core.volume.log.block_map import POSITION_BITS, SLOT_BITS, Entries
 
 _SLOTS: Final = np.uint64((1 << SLOT_BITS) - 1)
 _SLOT_BITS: Final = np.uint64(SLOT_BITS)

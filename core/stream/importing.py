@@ -24,15 +24,15 @@ from core.pool.pool import Pool
 from core.stream.contents import BY_THE_POOL, Stream, Trust
 from core.stream.file_trouble import file_trouble
 from core.stream.format import Head
-from core.volume.diff import changed_content, changed_ranges
+from core.volume.generations.diff import changed_content, changed_ranges
+from core.volume.generations.snapshots import Snapshot, lease
 from core.volume.image import Image
 from core.volume.images import image_keys, open_image
 from core.volume.imports import Import, ImportNotes
+from core.volume.log.pins import Pin
 from core.volume.options import ImageOptions
-from core.volume.pins import Pin
 from core.volume.reading import reading
 from core.volume.snapshot_records import SnapshotRecords
-from core.volume.snapshots import Snapshot, lease
 from core.volume.transfer import Progress, Readable, provisional_image
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from core.stream import limits
 from core.units import BLOCK_BYTES
-from core.volume.block_map import Entries
-from core.volume.diff import ChangedBlocks, changed_blocks
+from core.volume.generations.diff import ChangedBlocks, changed_blocks
 from core.volume.image import Image
+from core.volume.log.block_map import Entries
 
 PLAN: Final = 1
 """Number of this way to cut streams, to be counted up when it changes: an interrupted export is gone on with only by the same."""

@@ -3,11 +3,11 @@
 from functools import partial
 
 from core.pool.pool import Pool
-from core.volume.description import Base, ImageInfo, image_prefix, load_description
-from core.volume.lineage import Ancestor, Source
-from core.volume.names import VolumeNames
+from core.volume.log.description import Base, ImageInfo, image_prefix, load_description
+from core.volume.log.lineage import Ancestor, Source
+from core.volume.log.names import VolumeNames
+from core.volume.log.replay import Log, VolumeState, load_pinned
 from core.volume.opening import Beginning, volume_log
-from core.volume.replay import Log, VolumeState, load_pinned
 
 
 def beginning(pool: Pool, info: ImageInfo) -> Beginning:

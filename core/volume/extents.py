@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.units import BLOCK_BYTES
-from core.volume.block_map import PAGE_ENTRIES, BlockMap, Entries
+from core.volume.log.block_map import PAGE_ENTRIES, BlockMap, Entries
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from core import limits
 from core.errors import BlockyardError, StoreError, UsageError
-from core.volume.owner_lock import OwnerLock, ReaderLease
+from core.volume.log.owner_lock import OwnerLock, ReaderLease
 from core.volume.resize_requests import ResizeRequests
 from core.volume.writer_requests import Request, Wish, WriterRequests
 from core.world import World

@@ -19,23 +19,23 @@ from core.errors import BlockyardError, IntegrityError, ReadOnlyError, StoreErro
 from core.format.frame import OpenFrame
 from core.store.contract import Buffer
 from core.units import BLOCK_BYTES
-from core.volume.block_map import BlockMap, Entries
-from core.volume.checkpointer import Checkpointer, mapped_and_stored
 from core.volume.extents import Extent, entry_extents
-from core.volume.frame_reader import FrameReader
 from core.volume.housekeeper import Housekeeper
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import LogWriter
+from core.volume.log.block_map import BlockMap, Entries
+from core.volume.log.checkpointer import Checkpointer, mapped_and_stored
+from core.volume.log.frame_reader import FrameReader
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import LogWriter
+from core.volume.log.owner_lock import OwnerLock, ReaderLease
+from core.volume.log.pins import Pin
+from core.volume.log.repacker import Repacker
+from core.volume.log.replay import Log, VolumeState, load_pinned
+from core.volume.log.zeros import is_zero, nonzero_runs
 from core.volume.map_view import MapView
-from core.volume.owner_lock import OwnerLock, ReaderLease
 from core.volume.patience import Patience
-from core.volume.pins import Pin
 from core.volume.read_ahead import ReadAhead
-from core.volume.repacker import Repacker
-from core.volume.replay import Log, VolumeState, load_pinned
 from core.volume.resize_requests import ResizeRequests
 from core.volume.writer_requests import WriterRequests
-from core.volume.zeros import is_zero, nonzero_runs
 from core.world import World
 
 _MASK: Final = BLOCK_BYTES - 1

@@ -16,12 +16,12 @@ from core.pool.pool import Pool
 from core.pool.volumes import load_all
 from core.units import format_size
 from core.volume.ancestry import beginning
-from core.volume.description import ImageInfo, create_description, load_description
 from core.volume.image import Image
 from core.volume.imports import Import, ImportNotes
+from core.volume.log.description import ImageInfo, create_description, load_description
+from core.volume.log.pins import Pin
 from core.volume.opening import open_volume
 from core.volume.options import Durability, ImageOptions
-from core.volume.pins import Pin
 from core.volume.snapshot_records import SnapshotRecords
 
 __all__ = [

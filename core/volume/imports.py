@@ -15,8 +15,8 @@ from core.format.record import RecordFields, RecordKind, RecordValue, volume_rec
 from core.pool.pool import Pool
 from core.pool.records import RecordStore
 from core.store.contract import ObjectExistsError
-from core.volume.description import ImageInfo
-from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
+from core.volume.log.description import ImageInfo
+from core.volume.log.pins import Pin, pack_pin, pin_of, reverts_of
 from core.volume.snapshot_records import ID_BYTES, IMPORT_FIELD, Snapshot, SnapshotRecords
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.format.checkpoint import PageTable
-from core.volume.block_map import Entries
-from core.volume.lineage import Lineage
+from core.volume.log.block_map import Entries
+from core.volume.log.lineage import Lineage
 
 
 @dataclass(frozen=True, slots=True)

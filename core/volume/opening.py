@@ -11,21 +11,21 @@ from core.errors import StoreError
 from core.store.contract import Appendable, Store, forget_in
 from core.store.disk_cache import DiskCache
 from core.store.file import FileStore
-from core.volume.checkpointer import Checkpointer
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader
 from core.volume.image import Image
-from core.volume.lineage import Ancestor, Lineage, Source
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import LogWriter
-from core.volume.medium import JournalMedium, Medium, PutMedium, StoreFileMedium
-from core.volume.names import VolumeNames
+from core.volume.log.checkpointer import Checkpointer
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader
+from core.volume.log.lineage import Ancestor, Lineage, Source
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import LogWriter
+from core.volume.log.medium import JournalMedium, Medium, PutMedium, StoreFileMedium
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock, ReaderLease, is_alive, process_start
+from core.volume.log.page_store import PageStore
+from core.volume.log.pins import EVERYTHING, Pin
+from core.volume.log.recovery import check_journal, find_unpublished, take_over
+from core.volume.log.replay import Log, VolumeState, apply_frames, empty_state, follow_log, load_pinned, load_state
 from core.volume.options import Durability, ImageOptions
-from core.volume.owner_lock import OwnerLock, ReaderLease, is_alive, process_start
-from core.volume.page_store import PageStore
-from core.volume.pins import EVERYTHING, Pin
-from core.volume.recovery import check_journal, find_unpublished, take_over
-from core.volume.replay import Log, VolumeState, apply_frames, empty_state, follow_log, load_pinned, load_state
 from core.volume.resize_requests import ResizeRequests
 from core.volume.writer_requests import WriterRequests
 from core.world import World

@@ -18,9 +18,9 @@ from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.pool import Pool
 from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectExistsError
-from core.volume.description import child_key, image_prefix, load_description
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import OwnerLock, living_leases
+from core.volume.log.description import child_key, image_prefix, load_description
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock, living_leases
 
 PREFIX: Final = "removed/"
 REMOVING: Final = "removing/"

@@ -16,9 +16,9 @@ from core.errors import AlreadyExistsError, IntegrityError, NotFoundError
 from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
 from core.pool.records import RecordStore
 from core.store.contract import ObjectExistsError, Store
-from core.volume.description import ImageInfo
-from core.volume.names import VolumeNames
-from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
+from core.volume.log.description import ImageInfo
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import Pin, pack_pin, pin_of, reverts_of
 from core.world import World
 
 ID_BYTES: Final = 16

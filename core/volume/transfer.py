@@ -19,9 +19,9 @@ from core.pool.pool import Pool
 from core.units import BLOCK_BYTES, GIB, MIB
 from core.volume.image import Image
 from core.volume.images import check_size, create_image, open_image, rename_image
+from core.volume.log.zeros import nonzero_runs
 from core.volume.options import ImageOptions
 from core.volume.removal import remove_image
-from core.volume.zeros import nonzero_runs
 
 CHUNK_BYTES: Final = MIB
 _ZERO_CHUNK: Final = bytes(CHUNK_BYTES)

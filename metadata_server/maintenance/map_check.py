@@ -13,7 +13,7 @@ import numpy as np
 
 from core.errors import IntegrityError
 from core.limits import PAGE_ENTRIES
-from core.volume.block_map import POSITION_BITS
+from core.volume.log.block_map import POSITION_BITS
 from metadata_server.engine.contract import Counter
 from metadata_server.engine.rows import PAGED, DoomedPages, Inode, MapPage
 from metadata_server.engine.snapshot import Snapshot

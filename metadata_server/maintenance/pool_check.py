@@ -14,9 +14,9 @@ from core.filesystem.filesystems import Filesystem
 from core.filesystem.leftovers import list_growing, open_growing_table
 from core.format.segment import FrameTable
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
-from core.volume.block_map import POSITION_BITS, SLOT_BITS
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader, Growing, SegmentMissingError, load_log_object
+from core.volume.log.block_map import POSITION_BITS, SLOT_BITS
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader, Growing, SegmentMissingError, load_log_object
 from metadata_server.engine.contract import Counter
 from metadata_server.engine.rows import Segment
 from metadata_server.engine.snapshot import Snapshot

@@ -30,7 +30,7 @@ from core.filesystem.sealed import ID_BYTES
 from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
 from core.format.runs import RUN_BYTES
 from core.store.contract import Appendable
-from core.volume.block_map import POSITION_BITS
+from core.volume.log.block_map import POSITION_BITS
 from metadata_server.engine.snapshot import Snapshot
 from metadata_server.maintenance.dump import dump_rows
 from metadata_server.maintenance.inventory import Progress

@@ -12,8 +12,8 @@ from core.filesystem.leftovers import ClosedLeftover, discard_growing_files, lis
 from core.filesystem.segment_copy import SegmentCopier
 from core.format.compression import DEFAULT_COMPRESSION, Compression
 from core.store.contract import Store
-from core.volume.frame_reader import load_log_object
-from core.volume.names import VolumeNames
+from core.volume.log.frame_reader import load_log_object
+from core.volume.log.names import VolumeNames
 from core.world import World
 from metadata_server.space import limits
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from core.errors import IntegrityError
 from core.format.runs import unpack_runs
 from core.units import BLOCK_BYTES
-from core.volume.block_map import POSITION_BITS
+from core.volume.log.block_map import POSITION_BITS
 from metadata_server.engine.rows import SHARED, WROTE, Inode
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Update

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from core.errors import IntegrityError
 from core.format.runs import RUN_BYTES, runs_of_entries
 from core.limits import PAGE_ENTRIES
-from core.volume.block_map import POSITION_BITS
+from core.volume.log.block_map import POSITION_BITS
 
 Runs = list[tuple[int, int, int]]
 """(block, length, entry), as core.format.runs.Run."""

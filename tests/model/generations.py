@@ -22,22 +22,22 @@ from core.pool.pool import Pool, create_pool, open_pool
 from core.pool.volume_keys import rotate_volume_key
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import MIB
-from core.volume.clones import create_clone
-from core.volume.collection import collect_pool
-from core.volume.flatten import Flattened, flatten
-from core.volume.image import Image
-from core.volume.images import create_image, open_image
-from core.volume.key_usage import retire_keys
-from core.volume.options import ImageOptions
-from core.volume.removal import remove_image
-from core.volume.snapshots import (
+from core.volume.collection.key_usage import retire_keys
+from core.volume.collection.offline import collect_pool
+from core.volume.collection.sweep import sweep
+from core.volume.generations.clones import create_clone
+from core.volume.generations.flatten import Flattened, flatten
+from core.volume.generations.snapshots import (
     create_snapshot,
     protect_snapshot,
     remove_snapshot,
     rename_snapshot,
     rollback,
 )
-from core.volume.sweep import sweep
+from core.volume.image import Image
+from core.volume.images import create_image, open_image
+from core.volume.options import ImageOptions
+from core.volume.removal import remove_image
 from core.world import World
 from tests.helpers import HookedStore, hooked, noise, seeded_bytes
 from tests.model.history import BLOCK, History, Step, resize_steps, trim_steps, write_steps

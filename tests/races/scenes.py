@@ -20,7 +20,7 @@ from core.pool.key_files import KeyFile
 from core.pool.pool import Pool, create_pool, open_pool
 from core.store.memory import MemoryStore
 from core.units import KIB
-from core.volume.flatten import Flattened, flatten
+from core.volume.generations.flatten import Flattened, flatten
 from core.volume.image import Image
 from core.volume.images import create_image, open_image
 from core.volume.options import ImageOptions

@@ -12,11 +12,10 @@ import pytest
 
 from core import limits
 from core.errors import FencedError, IntegrityError, LockedError, NotFoundError, StoreError
-from core.volume.clones import create_clone
-from core.volume.collection import collect_image
-from core.volume.options import ImageOptions
-from core.volume.removal import remove_image
-from core.volume.snapshots import (
+from core.volume.collection.offline import collect_image
+from core.volume.collection.sweep import sweep
+from core.volume.generations.clones import create_clone
+from core.volume.generations.snapshots import (
     create_snapshot,
     list_snapshots,
     protect_snapshot,
@@ -24,7 +23,8 @@ from core.volume.snapshots import (
     rename_snapshot,
     rollback,
 )
-from core.volume.sweep import sweep
+from core.volume.options import ImageOptions
+from core.volume.removal import remove_image
 from tests.helpers import noise
 from tests.races.exploring import explore
 from tests.races.scenes import PART, Base, Scene, build, content, failed, fast, make_image, write

@@ -14,8 +14,8 @@ from core.format.header import Kind
 from core.format.runs import pack_runs
 from core.format.segment import FIRST_DIGEST
 from core.units import BLOCK_BYTES
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import Reign, new_header
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import Reign, new_header
 from metadata_server.claim import Claim, now_ns_of, take_claim
 from metadata_server.engine.rows import SessionRow
 from metadata_server.engine.sqlite import SqliteEngine

@@ -29,10 +29,10 @@ from core.store.memory import MemoryStore
 from core.store.mirror import MirrorStore, mirrored
 from core.store.mirror_backlog import FileBacklog
 from core.units import BLOCK_BYTES, MIB
-from core.volume.clones import create_clone
+from core.volume.generations.clones import create_clone
+from core.volume.generations.snapshots import create_snapshot, protect_snapshot
 from core.volume.images import create_image, open_image, rename_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import create_snapshot, protect_snapshot
 from tests.helpers import block, gone_process, kill, noise, seeded_bytes
 
 SIZE = 12 * MIB

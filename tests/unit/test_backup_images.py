@@ -15,10 +15,10 @@ from core.errors import StoreError
 from core.pool.keys import Role
 from core.pool.pool import Pool, open_pool
 from core.store.memory import MemoryStore
+from core.volume.generations.snapshots import create_snapshot, list_snapshots, rollback
 from core.volume.image import Image
 from core.volume.images import create_image, open_image, rename_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import create_snapshot, list_snapshots, rollback
 from core.world import World
 from tests.helpers import hooked, read
 from tests.unit.backup_world import CHUNK, content, silent
@@ -190,7 +190,7 @@ def test_two_vaults_of_one_image_do_not_disturb_each_other() -> None:
 
 
 def test_a_base_snapshot_that_is_gone_makes_the_run_read_everything() -> None:
-    from core.volume.snapshots import remove_snapshot
+    from core.volume.generations.snapshots import remove_snapshot
 
     disk = Disk()
     disk.write(0, b"x" * CHUNK * 3)

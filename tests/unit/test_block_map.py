@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from core import limits
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, GIB, MIB, TIB
-from core.volume.block_map import PAGE_ENTRIES, BlockMap, entry_of, segment_of
 from core.volume.extents import entry_extents
-from core.volume.zeros import is_zero, nonzero_runs
+from core.volume.log.block_map import PAGE_ENTRIES, BlockMap, entry_of, segment_of
+from core.volume.log.zeros import is_zero, nonzero_runs
 from tests.helpers import block, kill, noise, open_image, read
 
 LAST_BLOCK = limits.IMAGE_BYTES // BLOCK_BYTES - 1

@@ -16,9 +16,9 @@ from core.pool.key_files import load_key_file
 from core.pool.pool import open_pool
 from core.store.factory import open_store
 from core.units import MIB
+from core.volume.generations.snapshots import create_snapshot
 from core.volume.images import create_image, open_image
 from core.volume.options import ImageOptions
-from core.volume.snapshots import create_snapshot
 from core.world import World
 
 SIZE = 4 * MIB

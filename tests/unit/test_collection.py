@@ -12,19 +12,19 @@ from core.pool.pool import Pool, create_pool
 from core.pool.records import RecordStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES
-from core.volume.clones import create_clone, list_children
-from core.volume.collection import collect_image
-from core.volume.description import child_key, description_key
+from core.volume.collection.offline import collect_image
+from core.volume.collection.space import measure
+from core.volume.collection.sweep import sweep
+from core.volume.generations.clones import create_clone, list_children
+from core.volume.generations.snapshots import create_snapshot, remove_snapshot
 from core.volume.images import create_image, image_info, image_keys, open_image
-from core.volume.names import VolumeNames
+from core.volume.log.description import child_key, description_key
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import ReaderLease
+from core.volume.log.pins import EVERYTHING
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import ReaderLease
-from core.volume.pins import EVERYTHING
 from core.volume.reading import reading
 from core.volume.removal import REMOVING, is_being_removed, remove_image
-from core.volume.snapshots import create_snapshot, remove_snapshot
-from core.volume.space import measure
-from core.volume.sweep import sweep
 from core.volume.writer_requests import Wish, WriterRequests
 from core.world import World
 from tests.helpers import hooked, kill, noise, other_host, read, stored_bytes

@@ -18,7 +18,7 @@ from core.format.runs import pack_runs, unpack_runs
 from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 from core.volume.options import ImageOptions
 from core.world import World
 from gateway_fuse.commits import Commits

@@ -13,20 +13,20 @@ from core.pool.pool import Pool, create_pool
 from core.store.contract import Store
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import BLOCK_BYTES
-from core.volume import flatten as flatten_module
 from core.volume import housekeeper
-from core.volume.clones import create_clone, is_child, list_children
-from core.volume.collection import collect_image
-from core.volume.flatten import Flattened, flatten, foreign_bytes, has_records
+from core.volume.collection.offline import collect_image
+from core.volume.generations import flatten as flatten_module
+from core.volume.generations.clones import create_clone, is_child, list_children
+from core.volume.generations.flatten import Flattened, flatten, foreign_bytes, has_records
+from core.volume.generations.snapshots import create_snapshot, remove_snapshot, rollback
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_keys, open_image
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import ReaderLease
+from core.volume.log.pins import EVERYTHING
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import ReaderLease
-from core.volume.pins import EVERYTHING
 from core.volume.reading import reading
 from core.volume.removal import remove_image
-from core.volume.snapshots import create_snapshot, remove_snapshot, rollback
 from core.world import World
 from tests.helpers import KilledError, gone_process, hooked, kill, noise, read
 

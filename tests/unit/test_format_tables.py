@@ -24,7 +24,7 @@ from core.format.header import Header, Kind, check_header, object_aead, unpack_h
 from core.format.segment import INDEX_BYTES, FrameTableBuilder, pack_index, unpack_index
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB, Epoch, Sequence
-from core.volume.block_map import entry_of
+from core.volume.log.block_map import entry_of
 from tests.helpers import POOL_ID, PREFIX, block, kill, noise, open_image, read, stored_bytes, volume_keys
 
 KEYS = volume_keys()

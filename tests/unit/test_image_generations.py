@@ -13,15 +13,9 @@ from core.pool.pool import Pool, create_pool
 from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume import checkpointer, clones
-from core.volume.clones import create_clone, is_child, list_children
-from core.volume.image import Image
-from core.volume.images import create_image, image_info, open_image
-from core.volume.options import ImageOptions
-from core.volume.owner_lock import ReaderLease
-from core.volume.pins import Kept, Pin
-from core.volume.removal import is_being_removed, remove_image
-from core.volume.snapshots import (
+from core.volume.generations import clones
+from core.volume.generations.clones import create_clone, is_child, list_children
+from core.volume.generations.snapshots import (
     Snapshot,
     create_snapshot,
     find_snapshot,
@@ -31,6 +25,13 @@ from core.volume.snapshots import (
     rename_snapshot,
     rollback,
 )
+from core.volume.image import Image
+from core.volume.images import create_image, image_info, open_image
+from core.volume.log import checkpointer
+from core.volume.log.owner_lock import ReaderLease
+from core.volume.log.pins import Kept, Pin
+from core.volume.options import ImageOptions
+from core.volume.removal import is_being_removed, remove_image
 from core.volume.writer_requests import Request, Wish, WriterRequests
 from core.world import World
 

@@ -13,10 +13,10 @@ from core.format.frame import seal_frame
 from core.format.header import HEADER_BYTES, Kind, object_aead, unpack_header
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import BLOCK_BYTES, MIB, Sequence
-from core.volume.frame_reader import load_log_object
 from core.volume.image import Image
-from core.volume.names import VolumeNames
-from core.volume.page_store import PageStore
+from core.volume.log.frame_reader import load_log_object
+from core.volume.log.names import VolumeNames
+from core.volume.log.page_store import PageStore
 from tests.helpers import PREFIX, block, kill, noise, open_image, read, stored_bytes, volume_keys
 
 OTHER_PREFIX = "image/" + "0b" * 16

@@ -13,10 +13,10 @@ from core.store.contract import Buffer
 from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB, Epoch, Sequence
-from core.volume.frame_reader import load_log_object
 from core.volume.image import Image
-from core.volume.live_segment import LiveSegment
-from core.volume.names import VolumeNames
+from core.volume.log.frame_reader import load_log_object
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.names import VolumeNames
 from core.volume.opening import Beginning, open_volume
 from core.volume.options import ImageOptions
 from tests.helpers import POOL_ID, PREFIX, real_world, volume_keys

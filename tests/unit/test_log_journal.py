@@ -11,7 +11,7 @@ from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import MIB
 from core.volume.image import Image
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 from tests.helpers import PREFIX, gone_process, kill, noise, open_image, read
 
 SIZE = 128 * MIB

@@ -5,8 +5,8 @@ import pytest
 from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume import collector
-from core.volume.pins import Pin
+from core.volume.log import collector
+from core.volume.log.pins import Pin
 from tests.helpers import block, kill, noise, open_image, read, real_world, stored_bytes
 
 PAGE = 4 * MIB

@@ -9,8 +9,8 @@ from core.errors import StoreError
 from core.store.contract import Buffer
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume import recovery
 from core.volume.image import Image
+from core.volume.log import recovery
 from core.volume.opening import Beginning, open_volume
 from core.volume.options import Durability, ImageOptions
 from tests.helpers import PREFIX, noise, real_world, volume_keys

@@ -10,7 +10,7 @@ from core.format.compression import Compression, Compressor
 from core.format.header import Header, Kind
 from core.store.memory import AppendableMemoryStore
 from core.units import BLOCK_BYTES
-from core.volume.live_segment import LiveSegment
+from core.volume.log.live_segment import LiveSegment
 from tests.helpers import POOL_ID, block, hooked, noise, volume_keys
 
 KEYS = volume_keys()

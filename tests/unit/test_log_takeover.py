@@ -12,10 +12,10 @@ from core.format.checkpoint import empty_table
 from core.store.file import FileStore
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume.block_map import BlockMap
-from core.volume.owner_lock import Owner, is_alive
-from core.volume.recovery import unpublished_files
-from core.volume.replay import VolumeState
+from core.volume.log.block_map import BlockMap
+from core.volume.log.owner_lock import Owner, is_alive
+from core.volume.log.recovery import unpublished_files
+from core.volume.log.replay import VolumeState
 from tests.helpers import (
     block,
     hooked,

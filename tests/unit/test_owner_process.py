@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from core.volume.owner_lock import process_start
+from core.volume.log.owner_lock import process_start
 
 
 def test_a_living_process_is_told_by_when_it_began():

@@ -23,7 +23,6 @@ from core.pool.keys import Role
 from core.pool.pool import Pool
 from core.store.memory import MemoryStore
 from core.units import MIB
-from core.volume.description import description_key
 from core.volume.images import (
     create_image,
     image_info,
@@ -33,9 +32,10 @@ from core.volume.images import (
     open_image,
     rename_image,
 )
-from core.volume.names import VolumeNames
+from core.volume.log.description import description_key
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import OwnerLock
 from core.volume.removal import finish_removals, remove_image
 from core.volume.resize_requests import ResizeRequests
 from core.volume.resizing import resize_image

@@ -16,10 +16,10 @@ from core.pool.pool import Pool, open_pool
 from core.pool.rotation import rotate_pool
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
+from core.volume.collection.retirement import retire_writer
+from core.volume.generations.snapshots import create_snapshot
 from core.volume.images import create_image, image_info, list_images, open_image
 from core.volume.options import ImageOptions
-from core.volume.retirement import retire_writer
-from core.volume.snapshots import create_snapshot
 
 SIZE = 8 * MIB
 

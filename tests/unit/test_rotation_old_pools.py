@@ -17,9 +17,9 @@ from core.pool.rotation import rotate_pool
 from core.pool.volume_keys import rotate_volume_key
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES
+from core.volume.collection.retirement import retire_writer
 from core.volume.images import open_image
 from core.volume.options import ImageOptions
-from core.volume.retirement import retire_writer
 
 KEPT = json.loads((Path(__file__).parent / "pool_of_version_1.json").read_text())
 KEY_FILES = {name: KeyFile.from_text(text, Path(name)) for name, text in KEPT["key_files"].items()}

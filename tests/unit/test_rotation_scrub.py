@@ -13,10 +13,10 @@ from core.pool.volume_keys import rotate_volume_key
 from core.scrub.report import Report
 from core.scrub.scrubber import Options, scrub
 from core.units import BLOCK_BYTES, MIB
+from core.volume.collection.key_usage import retire_keys
+from core.volume.collection.retirement import retire_writer
 from core.volume.images import create_image, open_image
-from core.volume.key_usage import retire_keys
 from core.volume.options import ImageOptions
-from core.volume.retirement import retire_writer
 
 
 def write(pool: Pool, stamp: int) -> None:

@@ -18,12 +18,12 @@ from core.pool.volume_keys import retire_volume_keys, rotate_volume_key
 from core.pool.volumes import IMAGES
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume.clones import create_clone
+from core.volume.collection.key_usage import key_status, objects_under_old_keys, retire_keys
+from core.volume.generations.clones import create_clone
+from core.volume.generations.snapshots import create_snapshot
 from core.volume.image import Image
 from core.volume.images import create_image, image_keys, open_image
-from core.volume.key_usage import key_status, objects_under_old_keys, retire_keys
 from core.volume.options import ImageOptions
-from core.volume.snapshots import create_snapshot
 
 SIZE = 8 * MIB
 

@@ -6,7 +6,7 @@ from core.format.header import Kind
 from core.scrub.chain import Break, Gap, lost_barriers, reaches_back, walk
 from core.scrub.objects import LogFacts
 from core.scrub.references import BadRun, bad_runs, segments_of
-from core.volume.block_map import PAGE_ENTRIES, entry_of
+from core.volume.log.block_map import PAGE_ENTRIES, entry_of
 
 WINDOW = 1024
 

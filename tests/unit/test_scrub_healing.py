@@ -16,8 +16,8 @@ from core.scrub.pacing import Pacer
 from core.store.faults import Fault, FaultyStore, Kind
 from core.store.file import FileStore
 from core.units import BLOCK_BYTES, MIB
+from core.volume.generations.snapshots import create_snapshot, protect_snapshot, remove_snapshot
 from core.volume.images import create_image, open_image, rename_image
-from core.volume.snapshots import create_snapshot, protect_snapshot, remove_snapshot
 from tests.helpers import noise, read, stored_bytes
 from tests.unit.pool_world import Clock
 from tests.unit.scrub_world import OPTIONS, SIZE, World, make_pool, open_on

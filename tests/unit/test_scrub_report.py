@@ -13,11 +13,11 @@ from core.scrub.report import DamagedRange, Report
 from core.scrub.scrubber import Options, scrub
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
-from core.volume.clones import create_clone
+from core.volume.generations.clones import create_clone
+from core.volume.generations.snapshots import create_snapshot, remove_snapshot
 from core.volume.images import create_image, open_image
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 from core.volume.removal import remove_image
-from core.volume.snapshots import create_snapshot, remove_snapshot
 from tests.helpers import noise, read
 from tests.unit.scrub_world import OPTIONS, SIZE, World, make_pool
 

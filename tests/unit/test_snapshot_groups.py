@@ -17,16 +17,16 @@ from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import MIB
 from core.volume import housekeeper
-from core.volume.groups import create_group
+from core.volume.generations.groups import create_group
+from core.volume.generations.snapshots import create_snapshot, list_snapshots
 from core.volume.housekeeper import Housekeeper
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_keys, open_image
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import OwnerLock
 from core.volume.reading import reading
 from core.volume.snapshot_records import Snapshot, SnapshotRecords
-from core.volume.snapshots import create_snapshot, list_snapshots
 from core.volume.writer_requests import Request, Wish, WriterRequests
 from core.world import World
 

@@ -11,8 +11,8 @@ from core.filesystem.segment_copy import Move
 from core.format.runs import pack_runs, unpack_runs
 from core.store.memory import AppendableMemoryStore
 from core.units import BLOCK_BYTES
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader
 from metadata_server.engine.rows import SessionRow
 from metadata_server.engine.sqlite import SqliteEngine
 from metadata_server.protocol import requests

@@ -16,12 +16,12 @@ from core.store.contract import GrowingFile, Store
 from core.store.file import FileStore
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import BLOCK_BYTES
-from core.volume.block_map import entry_of
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader, load_log_object
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import Reign, new_header
-from core.volume.names import VolumeNames, growing_name
+from core.volume.log.block_map import entry_of
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader, load_log_object
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import Reign, new_header
+from core.volume.log.names import VolumeNames, growing_name
 from tests.helpers import noise, real_world, seeded_bytes, volume_keys
 
 KEYS = volume_keys()

@@ -11,9 +11,9 @@ from core.errors import StoreError
 from core.filesystem.segment_copy import Move
 from core.store.memory import AppendableMemoryStore
 from core.units import BLOCK_BYTES
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader
-from core.volume.names import growing_name
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader
+from core.volume.log.names import growing_name
 from metadata_server.space import limits
 from metadata_server.space.collector import Collector
 from metadata_server.space.keeper import SpaceKeeper, SpaceOptions

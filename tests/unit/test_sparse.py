@@ -11,13 +11,13 @@ from core.format.compression import DEFAULT_COMPRESSION, Compressor
 from core.format.frame import RecordKind
 from core.format.header import Kind
 from core.format.runs import Run
-from core.volume.block_map import entry_of
-from core.volume.collector import dead_bytes, stands_alone
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import Reign, new_header
-from core.volume.pins import Kept, Pin, Sequences, needed
-from core.volume.space import weigh
-from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable, placed_runs, unmoved
+from core.volume.collection.space import weigh
+from core.volume.log.block_map import entry_of
+from core.volume.log.collector import dead_bytes, stands_alone
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import Reign, new_header
+from core.volume.log.pins import Kept, Pin, Sequences, needed
+from core.volume.log.sparse import Segments, choose, choose_small, foreign_runs, movable, placed_runs, unmoved
 from tests.helpers import volume_keys
 
 FULL = limits.SEGMENT_BLOCKS

@@ -32,11 +32,11 @@ from core.stream.export import Request, export_file, export_stream
 from core.stream.importing import Target, import_file, import_stream
 from core.stream.sealing import Sealing
 from core.units import MIB
+from core.volume.generations.snapshots import create_snapshot, list_snapshots, pin_newest, rollback
 from core.volume.images import create_image, image_keys, open_image
 from core.volume.imports import ImportNotes
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
-from core.volume.snapshots import create_snapshot, list_snapshots, pin_newest, rollback
 from tests.helpers import KilledError, gone_process, hooked, noise, read, real_world, stored_bytes
 
 BLOCK = 4096

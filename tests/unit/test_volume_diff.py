@@ -12,12 +12,12 @@ from core.errors import UsageError
 from core.pool.pool import create_pool
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import MIB
-from core.volume.clones import create_clone
-from core.volume.diff import Change, changed_content, changed_ranges
+from core.volume.generations.clones import create_clone
+from core.volume.generations.diff import Change, changed_content, changed_ranges
+from core.volume.generations.snapshots import create_snapshot, pin_newest, rollback
 from core.volume.images import create_image, image_keys, open_image
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
-from core.volume.snapshots import create_snapshot, pin_newest, rollback
 from tests.helpers import noise, read, real_world
 
 BLOCK = 4096

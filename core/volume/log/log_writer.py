@@ -29,9 +29,9 @@ from core.format.frame import OpenFrame
 from core.format.header import Header, Kind
 from core.store.contract import ObjectExistsError
 from core.units import Epoch, Sequence
-from core.volume.live_segment import LiveSegment
-from core.volume.medium import Medium
-from core.volume.raw_buffers import RawBuffers
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.medium import Medium
+from core.volume.log.raw_buffers import RawBuffers
 from core.world import World
 
 if TYPE_CHECKING:

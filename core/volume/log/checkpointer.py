@@ -22,16 +22,16 @@ from core.format.checkpoint import PageTable, Root
 from core.format.header import HEADER_BYTES, unpack_header
 from core.store.contract import ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES
-from core.volume import collector
-from core.volume.description import child_key
-from core.volume.lineage import Ancestor
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import LogWriter
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import living_leases
-from core.volume.page_store import PageStore
-from core.volume.pins import Kept, Pin, kept_by, standing_pins
-from core.volume.replay import VolumeState
+from core.volume.log import collector
+from core.volume.log.description import child_key
+from core.volume.log.lineage import Ancestor
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import LogWriter
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import living_leases
+from core.volume.log.page_store import PageStore
+from core.volume.log.pins import Kept, Pin, kept_by, standing_pins
+from core.volume.log.replay import VolumeState
 from core.world import World
 
 _CARRY_PAGES: Final = 2048

@@ -26,12 +26,12 @@ from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, un
 from core.format.segment import INDEX_BYTES, FrameTable, FrameTableBuilder, pack_index, unpack_index
 from core.store.contract import Appendable, Buffer, GrowingFile, ObjectExistsError, Store
 from core.units import BLOCK_BYTES, Epoch, Sequence
-from core.volume.frame_reader import LogObject
-from core.volume.live_segment import LiveSegment
-from core.volume.log_writer import Reign, new_header
-from core.volume.names import VolumeNames, parse_growing_name
-from core.volume.pins import Pin
-from core.volume.replay import Log, VolumeState, apply_object, follow_log, load_state
+from core.volume.log.frame_reader import LogObject
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.log_writer import Reign, new_header
+from core.volume.log.names import VolumeNames, parse_growing_name
+from core.volume.log.pins import Pin
+from core.volume.log.replay import Log, VolumeState, apply_object, follow_log, load_state
 from core.world import World
 
 

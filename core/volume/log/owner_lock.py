@@ -15,8 +15,8 @@ from core.errors import IntegrityError, KeyRefusedError, LockedError, StoreError
 from core.format.envelope import require_signer
 from core.format.record import RecordKind, RecordValue, open_record, seal_record, volume_record_keys
 from core.store.contract import ObjectMissingError, Store
-from core.volume.names import VolumeNames
-from core.volume.pins import EVERYTHING, Pin
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import EVERYTHING, Pin
 from core.world import World
 
 

@@ -17,7 +17,7 @@ from core.errors import IntegrityError
 from core.format.checkpoint import Root
 from core.format.record import RecordFields, RecordKeys, RecordKind, RecordValue, open_record, volume_record_keys
 from core.store.contract import ObjectMissingError, Store
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 
 
 @dataclass(frozen=True, slots=True)

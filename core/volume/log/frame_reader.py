@@ -24,12 +24,12 @@ from core.format.header import LOG_KINDS, Header
 from core.format.segment import INDEX_BYTES, FrameTable, frame_digest, unpack_index
 from core.store.contract import GrowingFile, ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
-from core.volume.block_map import POSITION_BITS, SLOT_BITS
-from core.volume.frame_cache import FrameCache
-from core.volume.lineage import Ancestor, Lineage, Source
-from core.volume.live_segment import LiveSegment
-from core.volume.names import VolumeNames
-from core.volume.short_objects import judge_short
+from core.volume.log.block_map import POSITION_BITS, SLOT_BITS
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.lineage import Ancestor, Lineage, Source
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.names import VolumeNames
+from core.volume.log.short_objects import judge_short
 
 _FRAME_MASK: Final = (1 << (POSITION_BITS - SLOT_BITS)) - 1
 _SLOT_MASK: Final = BLOCKS_PER_FRAME - 1

@@ -17,13 +17,13 @@ from core.errors import IntegrityError, LockedError, UsageError
 from core.pool.pool import Pool
 from core.units import BLOCK_BYTES
 from core.volume.ancestry import image_log
-from core.volume.description import ImageInfo, child_key
 from core.volume.images import image_keys, open_image
-from core.volume.names import VolumeNames
+from core.volume.log.description import ImageInfo, child_key
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import Owner, OwnerLock, is_alive, process_start
+from core.volume.log.pins import standing_pins
+from core.volume.log.repacker import Progress
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import Owner, OwnerLock, is_alive, process_start
-from core.volume.pins import standing_pins
-from core.volume.repacker import Progress
 from core.volume.writer_requests import Wish, WriterRequests
 
 _POLL_S: Final = 0.5

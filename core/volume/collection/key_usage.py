@@ -26,10 +26,10 @@ from core.pool.volume_keys import KeyInfo, find_volume, list_volume_keys, retire
 from core.pool.volumes import VolumeFamily, load_volume
 from core.store.contract import Appendable, ObjectInfo, ObjectMissingError, ObjectShortError, Store
 from core.volume.images import open_image
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock
+from core.volume.log.pins import standing_pins
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import OwnerLock
-from core.volume.pins import standing_pins
 
 Report = Callable[[int, int], None]
 """Told how many bytes of objects were looked at, and how many there are."""

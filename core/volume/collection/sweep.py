@@ -20,9 +20,9 @@ from core.pool.pool import Pool
 from core.pool.records import RecordStore
 from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectInfo
-from core.volume.description import child_key, description_key, load_description
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import OwnerLock, living_leases
+from core.volume.log.description import child_key, description_key, load_description
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock, living_leases
 from core.volume.removal import PREFIX as REMOVED
 from core.volume.removal import REMOVING, finish_removals
 

@@ -19,14 +19,14 @@ from core import limits
 from core.errors import IntegrityError
 from core.format.runs import Run
 from core.units import BLOCK_BYTES
-from core.volume import collector
-from core.volume.block_map import PAGE_ENTRIES, Entries, segment_of
-from core.volume.block_mover import BlockMover
-from core.volume.checkpointer import Checkpointer
-from core.volume.frame_reader import FrameReader
-from core.volume.log_writer import LogWriter
-from core.volume.replay import Log, VolumeState
-from core.volume.sparse import Segments, choose, choose_small, foreign_runs, movable
+from core.volume.log import collector
+from core.volume.log.block_map import PAGE_ENTRIES, Entries, segment_of
+from core.volume.log.block_mover import BlockMover
+from core.volume.log.checkpointer import Checkpointer
+from core.volume.log.frame_reader import FrameReader
+from core.volume.log.log_writer import LogWriter
+from core.volume.log.replay import Log, VolumeState
+from core.volume.log.sparse import Segments, choose, choose_small, foreign_runs, movable
 from core.world import World
 
 Progress = Callable[[int, int], None]

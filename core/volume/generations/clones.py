@@ -18,13 +18,20 @@ from core.format.record import RecordFields, RecordKind, RecordValue, volume_rec
 from core.pool.names import VOLUME_ID_BYTES
 from core.pool.pool import Pool
 from core.pool.records import RecordStore
-from core.volume.description import Base, ImageInfo, child_key, create_description, description_key, load_description
+from core.volume.generations.snapshots import lease
 from core.volume.images import image_keys
-from core.volume.names import VolumeNames
-from core.volume.pins import Pin, pack_pin, pin_of, reverts_of
+from core.volume.log.description import (
+    Base,
+    ImageInfo,
+    child_key,
+    create_description,
+    description_key,
+    load_description,
+)
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import Pin, pack_pin, pin_of, reverts_of
 from core.volume.removal import is_being_removed
 from core.volume.snapshot_records import Snapshot, SnapshotRecords
-from core.volume.snapshots import lease
 
 _LOST = "the store of {url} is too slow at the moment: a lease ran out; try again"
 

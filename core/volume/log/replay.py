@@ -20,11 +20,11 @@ from core.format.header import Kind
 from core.format.segment import FIRST_DIGEST, FrameTable
 from core.store.contract import Store
 from core.units import BLOCK_BYTES
-from core.volume.block_map import BlockMap, entry_of
-from core.volume.frame_reader import FrameReader, LogObject, load_log_object
-from core.volume.names import VolumeNames
-from core.volume.page_store import PageStore
-from core.volume.pins import Pin
+from core.volume.log.block_map import BlockMap, entry_of
+from core.volume.log.frame_reader import FrameReader, LogObject, load_log_object
+from core.volume.log.names import VolumeNames
+from core.volume.log.page_store import PageStore
+from core.volume.log.pins import Pin
 
 _FETCH_THREADS: Final = 16
 

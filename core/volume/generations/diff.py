@@ -17,9 +17,9 @@ import numpy.typing as npt
 from core.errors import UsageError
 from core.format.checkpoint import PAGE_DIGEST_BYTES, PageTable
 from core.units import BLOCK_BYTES, MIB
-from core.volume.block_map import PAGE_ENTRIES, POSITION_BITS, Entries
 from core.volume.image import Image
-from core.volume.lineage import Lineage
+from core.volume.log.block_map import PAGE_ENTRIES, POSITION_BITS, Entries
+from core.volume.log.lineage import Lineage
 from core.volume.map_view import MapView
 
 _RUN_PAGES: Final = 64

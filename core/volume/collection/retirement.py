@@ -31,7 +31,7 @@ from core.pool.rotation import sign_again
 from core.pool.volumes import FAMILIES, load_volume
 from core.store.contract import ObjectMissingError, Store
 from core.volume.images import open_image
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 from core.volume.options import ImageOptions
 
 Report = Callable[[int, int], None]

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from core import limits
 from core.store.contract import Appendable, GrowingFile, Store
-from core.volume.live_segment import LiveSegment
-from core.volume.names import VolumeNames, growing_name
+from core.volume.log.live_segment import LiveSegment
+from core.volume.log.names import VolumeNames, growing_name
 
 
 class Medium(Protocol):

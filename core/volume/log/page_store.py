@@ -29,10 +29,10 @@ from core.format.envelope import FOOTER_BYTES, open_end, payload_range, seal_end
 from core.format.header import HEADER_BYTES, Kind, check_header, object_aead, unpack_header
 from core.store.contract import ObjectMissingError, ObjectShortError, Store
 from core.units import BLOCK_BYTES
-from core.volume.lineage import Ancestor, Lineage, Source
-from core.volume.log_writer import Reign, new_header
-from core.volume.names import VolumeNames
-from core.volume.short_objects import judge_short
+from core.volume.log.lineage import Ancestor, Lineage, Source
+from core.volume.log.log_writer import Reign, new_header
+from core.volume.log.names import VolumeNames
+from core.volume.log.short_objects import judge_short
 from core.world import World
 
 _T = TypeVar("_T")

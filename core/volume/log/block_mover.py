@@ -20,12 +20,12 @@ from core.errors import IntegrityError
 from core.format.frame import RecordKind
 from core.format.runs import Run
 from core.units import BLOCK_BYTES
-from core.volume.block_map import Entries
-from core.volume.frame_cache import FrameCache
-from core.volume.frame_reader import FrameReader, load_log_object
-from core.volume.log_writer import LogWriter
-from core.volume.replay import Log, VolumeState
-from core.volume.sparse import placed_runs, unmoved
+from core.volume.log.block_map import Entries
+from core.volume.log.frame_cache import FrameCache
+from core.volume.log.frame_reader import FrameReader, load_log_object
+from core.volume.log.log_writer import LogWriter
+from core.volume.log.replay import Log, VolumeState
+from core.volume.log.sparse import placed_runs, unmoved
 
 _YIELD_RUNS: Final = 128
 _HOLD_RUNS: Final = 12

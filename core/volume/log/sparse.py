@@ -16,8 +16,8 @@ from core import limits
 from core.format.frame import PLACING
 from core.format.runs import Run
 from core.format.segment import FrameTable
-from core.volume.block_map import Entries, entry_of
-from core.volume.pins import Kept, needed
+from core.volume.log.block_map import Entries, entry_of
+from core.volume.log.pins import Kept, needed
 
 I64 = npt.NDArray[np.int64]
 _NONE: Final = np.zeros(0, np.int64)

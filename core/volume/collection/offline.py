@@ -10,14 +10,14 @@ from core import limits
 from core.errors import IntegrityError, LockedError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
-from core.volume.description import ImageInfo
-from core.volume.flatten import has_records
+from core.volume.collection.space import Space, measure
+from core.volume.generations.flatten import has_records
 from core.volume.images import image_keys, open_image
-from core.volume.names import VolumeNames
+from core.volume.log.description import ImageInfo
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock, is_alive, process_start
+from core.volume.log.repacker import Progress
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import OwnerLock, is_alive, process_start
-from core.volume.repacker import Progress
-from core.volume.space import Space, measure
 
 
 @dataclass(frozen=True, slots=True)

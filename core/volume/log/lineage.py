@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from core.crypto.volume import VolumeKeys
-from core.volume.names import VolumeNames
+from core.volume.log.names import VolumeNames
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from core.format.record import RecordFields, RecordValue
 from core.pool.names import VOLUME_ID_BYTES
 from core.pool.pool import Pool
 from core.pool.volumes import IMAGES, Volume, create_volume, load_volume
-from core.volume.names import VolumeNames
-from core.volume.pins import Pin
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import Pin
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from core.pool.pool import Pool
 from core.store.contract import ObjectMissingError, Store
 from core.units import BLOCK_BYTES
 from core.volume.ancestry import image_log
-from core.volume.description import ImageInfo
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import ReaderLease
-from core.volume.pins import EVERYTHING, Kept, kept_by, needed, pin_of, reverts_of
-from core.volume.replay import Log, follow_log, load_state
-from core.volume.sparse import Segments, choose, movable
+from core.volume.log.description import ImageInfo
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import ReaderLease
+from core.volume.log.pins import EVERYTHING, Kept, kept_by, needed, pin_of, reverts_of
+from core.volume.log.replay import Log, follow_log, load_state
+from core.volume.log.sparse import Segments, choose, movable
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ from core.format.header import Header, object_aead
 from core.format.segment import FrameTable, FrameTableBuilder, pack_index
 from core.store.contract import Buffer, GrowingFile
 from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
-from core.volume.block_map import POSITION_BITS, SLOT_BITS
-from core.volume.pins import Pin
-from core.volume.raw_buffers import RawBuffers
+from core.volume.log.block_map import POSITION_BITS, SLOT_BITS
+from core.volume.log.pins import Pin
+from core.volume.log.raw_buffers import RawBuffers
 
 if TYPE_CHECKING:
     from core.crypto.aead import Aead

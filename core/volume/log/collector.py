@@ -15,8 +15,8 @@ import numpy as np
 
 from core import limits
 from core.store.contract import Store
-from core.volume.names import VolumeNames
-from core.volume.pins import Kept, Pin, needed
+from core.volume.log.names import VolumeNames
+from core.volume.log.pins import Kept, Pin, needed
 
 
 def condemn(live: dict[int, int], condemned: dict[int, int], generation: int, base: int = 0) -> dict[int, int]:

@@ -20,12 +20,12 @@ from core import limits
 from core.errors import LockedError, StoreError, UsageError
 from core.pool.pool import Pool
 from core.volume.ancestry import image_log
+from core.volume.generations.snapshots import lease, pin_newest, publish
 from core.volume.images import image_keys
-from core.volume.names import VolumeNames
-from core.volume.owner_lock import Owner, OwnerLock, living_owner
-from core.volume.replay import Log, VolumeState, follow_log, load_state
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import Owner, OwnerLock, living_owner
+from core.volume.log.replay import Log, VolumeState, follow_log, load_state
 from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
-from core.volume.snapshots import lease, pin_newest, publish
 from core.volume.writer_requests import Request, Wish, WriterRequests, unanswered
 
 _TRIES: Final = 3

@@ -30,14 +30,14 @@ from core.errors import (
 from core.pool.pool import Pool
 from core.store.contract import Appendable
 from core.volume.ancestry import image_log
-from core.volume.description import ImageInfo
 from core.volume.images import image_keys, open_image
 from core.volume.imports import ImportNotes
-from core.volume.names import VolumeNames
+from core.volume.log.description import ImageInfo
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import Owner, OwnerLock, ReaderLease, living_owner
+from core.volume.log.pins import EVERYTHING, Pin
+from core.volume.log.replay import Log, VolumeState, follow_log, load_state
 from core.volume.options import ImageOptions
-from core.volume.owner_lock import Owner, OwnerLock, ReaderLease, living_owner
-from core.volume.pins import EVERYTHING, Pin
-from core.volume.replay import Log, VolumeState, follow_log, load_state
 from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
 from core.volume.writer_requests import Wish, WriterRequests
 from core.world import World
