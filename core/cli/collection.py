@@ -42,6 +42,7 @@ def gc(session: Session, target: str, dry_run: bool, as_json: bool) -> None:
                 raise UsageError("a snapshot is collected with its image; name the image, or the pool")
             collected, left, swept = [_collect(opened, name, options, dry_run=dry_run)], [], None
         else:
+            swept = sweep(opened, dry_run=dry_run)  # first: what strays pin is collected at once
             volumes = opened.names.everything()
             collected = [
                 _collect(opened, each.name, options, dry_run=dry_run)
@@ -49,7 +50,6 @@ def gc(session: Session, target: str, dry_run: bool, as_json: bool) -> None:
                 if each.kind is VolumeKind.IMAGE and opened.names.find(each.name) is not None
             ]
             left = [each.name for each in volumes if each.kind is VolumeKind.FILESYSTEM]
-            swept = sweep(opened, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(_document(collected, left, swept, dry_run=dry_run), indent=2))
     else:

@@ -54,6 +54,8 @@ class Name:
     volume_id: bytes
     renames: int
     kind: VolumeKind = VolumeKind.IMAGE
+    provisional: bool = False
+    """The volume is not finished: it gets its name by a rename when it is, and may go when nobody is at work on it any more."""
 
 
 _VERBS: Final = {
@@ -142,12 +144,22 @@ class Names:
         if taken is not None and any(each.name == name for each in self.everything()):
             raise self._taken(taken)
 
-    def add(self, name: str, volume_id: bytes, renames: int = 0, kind: VolumeKind = VolumeKind.IMAGE) -> Name:
+    def add(
+        self,
+        name: str,
+        volume_id: bytes,
+        renames: int = 0,
+        kind: VolumeKind = VolumeKind.IMAGE,
+        *,
+        provisional: bool = False,
+    ) -> Name:
         """Give a volume a name; AlreadyExistsError if another has it. Durable on return."""
         check_image_name(name)
         values: dict[str, RecordValue] = {"name": name, "image": volume_id, "renames": renames}
         if kind is not VolumeKind.IMAGE:
             values["kind"] = kind.value
+        if provisional:
+            values["provisional"] = True
         self._follow()
         for _ in range(_TRIES):
             place = self.key(name)
@@ -156,7 +168,7 @@ class Names:
                     self._records.put(RecordKind.NAME, place, values)
                     self._follow()
                     if self._elsewhere(name, place, volume_id) is None:
-                        return Name(name, volume_id, renames, kind)
+                        return Name(name, volume_id, renames, kind, provisional)
                     self._store.delete(place)  # (c): somebody gave the name away under another hash meanwhile
             except ObjectExistsError:
                 pass
@@ -294,4 +306,7 @@ def _read(fields: RecordFields) -> Name:
             raise IntegrityError(
                 f"{fields.what} leads to something this program does not know: use a newer one"
             ) from None
-    return Name(fields.text("name"), fields.blob("image", VOLUME_ID_BYTES), fields.integer("renames"), kind)
+    provisional = fields.has("provisional") and fields.flag("provisional")
+    return Name(
+        fields.text("name"), fields.blob("image", VOLUME_ID_BYTES), fields.integer("renames"), kind, provisional
+    )

@@ -68,11 +68,17 @@ class Volume:
 
 
 def create_volume(
-    pool: Pool, family: VolumeFamily, name: str, fields: Mapping[str, RecordValue], volume_id: bytes | None = None
+    pool: Pool,
+    family: VolumeFamily,
+    name: str,
+    fields: Mapping[str, RecordValue],
+    volume_id: bytes | None = None,
+    *,
+    provisional: bool = False,
 ) -> Volume:
     """Make a volume with a key of its own and name it; durable on return. AlreadyExistsError if the name is taken.
 
-    Its id is drawn at random unless the caller drew one.
+    Its id is drawn at random unless the caller drew one. With a `provisional` name it is swept when nobody is at work on it any more.
     """
     pool.require_writer(f"creating {family.kind.with_article}")
     pool.names.check_free(name)
@@ -89,7 +95,7 @@ def create_volume(
     }
     pool.records.put(family.record, what, values)
     try:
-        pool.names.add(name, volume.volume_id, kind=family.kind)
+        pool.names.add(name, volume.volume_id, kind=family.kind, provisional=provisional)
     except AlreadyExistsError:
         pool.store.delete(what)
         raise

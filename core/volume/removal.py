@@ -14,7 +14,7 @@ from typing import Final
 from core import limits
 from core.errors import IntegrityError, LockedError
 from core.format.record import RecordFields, RecordKind, RecordValue
-from core.pool.names import VOLUME_ID_BYTES, VolumeKind
+from core.pool.names import VOLUME_ID_BYTES, Name, VolumeKind
 from core.pool.pool import Pool
 from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectExistsError
@@ -47,14 +47,50 @@ def remove_volume(pool: Pool, family: VolumeFamily, name: str, claim: Claim, *, 
         if not force:
             raise
     _check_unneeded(pool, family, name, volume_id, force=force)
+    _decide(pool, family, volume_id)
+    _finish(pool, family, volume_id)
+    finish_removals(pool)
+    return volume_id
+
+
+def _decide(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
+    """Put the record after which a removal is finished by whoever finds it."""
     values: dict[str, RecordValue] = {"image": volume_id, "since": int(pool.world.now())}
     if family.kind is not VolumeKind.IMAGE:
         values["kind"] = family.kind.value
     with contextlib.suppress(ObjectExistsError):
         pool.records.put(RecordKind.REMOVED, PREFIX + volume_id.hex(), values)
-    _finish(pool, family, volume_id)
-    finish_removals(pool)
-    return volume_id
+
+
+def remove_abandoned(pool: Pool, name: Name) -> bool:
+    """Delete an image of a provisional name that nobody fills any more; say whether it was, and not finished or in use after all.
+
+    The note stands before we look whether it got its name; who finishes it looks for notes after that (`was_abandoned`). So one of the two
+    sees the other.
+    """
+    volume_id = name.volume_id
+    names = VolumeNames(IMAGES.prefix(volume_id))
+    try:
+        _claim(pool, name.name, volume_id, force=False)
+        _check_unneeded(pool, IMAGES, name.name, volume_id, force=True)
+    except LockedError:
+        return False
+    if any(each.volume_id == volume_id and not each.provisional for each in pool.names.everything()):
+        pool.store.delete(REMOVING + volume_id.hex())
+        pool.store.delete(names.lock)
+        return False
+    _decide(pool, IMAGES, volume_id)
+    _finish(pool, IMAGES, volume_id)
+    return True
+
+
+def was_abandoned(pool: Pool, volume_id: bytes) -> bool:
+    """Say whether a sweep took an image for abandoned just before it got its name; then nothing of it is left, its name neither."""
+    if not is_being_removed(pool, volume_id) and pool.store.head(IMAGES.description_key(volume_id)) is not None:
+        return False
+    _decide(pool, IMAGES, volume_id)
+    _finish(pool, IMAGES, volume_id)
+    return True
 
 
 def is_being_removed(pool: Pool, volume_id: bytes) -> bool:

@@ -6,6 +6,7 @@ overwritten: one that was removed meanwhile would come back without its objects.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from core import limits
@@ -29,6 +30,15 @@ _IMPORTING: Final = b"\0importing"
 _NAMES_CONTEXT: Final = "blockyard 2026 snapshot names v1"
 
 
+class Maker(Enum):
+    """What made a snapshot where no person asked for it: it belongs to that and has no worth of its own. The value stands in records."""
+
+    BACKUP = "backup"
+    """A backup, so that the next one finds what changed since. Restoring needs it not."""
+    ROLLBACK = "rollback"
+    """A rollback, for as long as it runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A named generation of an image. `group` is shared by snapshots that were made at one moment."""
@@ -42,6 +52,8 @@ class Snapshot:
     group: bytes | None = None
     reverts: tuple[Pin, ...] = ()
     """States that rollbacks in the log between the pin's two ends went back to: they stay as long as this one."""
+    maker: Maker | None = None
+    """None for one that somebody asked for, or gave a name or protection of their own."""
 
 
 class SnapshotRecords:
@@ -144,6 +156,7 @@ class SnapshotRecords:
 
 
 def _values(snapshot: Snapshot) -> dict[str, RecordValue]:
+    maker: dict[str, RecordValue] = {} if snapshot.maker is None else {"maker": snapshot.maker.value}
     return {
         "name": snapshot.name,
         "id": snapshot.id,
@@ -153,6 +166,7 @@ def _values(snapshot: Snapshot) -> dict[str, RecordValue]:
         "created": snapshot.created,
         "protected": snapshot.protected,
         "group": snapshot.group,
+        **maker,
     }
 
 
@@ -166,4 +180,11 @@ def _read(fields: RecordFields) -> Snapshot:
         fields.flag("protected"),
         fields.blob("group", ID_BYTES) if fields.has("group") else None,
         reverts_of(fields),
+        _maker(fields),
     )
+
+
+def _maker(fields: RecordFields) -> Maker | None:
+    """Read who made it. Of a maker that this program does not know it is kept as anybody's."""
+    known = {each.value: each for each in Maker}
+    return known.get(fields.text("maker")) if fields.has("maker") else None

@@ -21,7 +21,7 @@ from core.volume.image import Image
 from core.volume.images import check_size, create_image, open_image, rename_image
 from core.volume.log.zeros import nonzero_runs
 from core.volume.options import ImageOptions
-from core.volume.removal import remove_image
+from core.volume.removal import remove_image, was_abandoned
 
 CHUNK_BYTES: Final = MIB
 _ZERO_CHUNK: Final = bytes(CHUNK_BYTES)
@@ -161,7 +161,7 @@ def provisional_image(pool: Pool, name: str, size_bytes: int, options: ImageOpti
     """Give an empty image that gets `name` once the block ended well and all is durable; else it is removed."""
     pool.names.check_free(name)
     provisional = _provisional_name(name, pool.world.random_bytes(4).hex())
-    create_image(pool, provisional, size_bytes)
+    info = create_image(pool, provisional, size_bytes, provisional=True)
     try:
         image = open_image(pool, provisional, writable=True, options=options)
         try:
@@ -170,8 +170,10 @@ def provisional_image(pool: Pool, name: str, size_bytes: int, options: ImageOpti
         finally:
             image.close()
         rename_image(pool, provisional, name)
+        if was_abandoned(pool, info.volume_id):
+            raise WorldError(f"the import of {name!r} slept for so long that a sweep took it away; import it again")
     except BaseException:
-        # The first error is what the user must see; what stays is listed under its provisional name.
+        # The first error is what the user must see; what stays is listed under its provisional name until a sweep takes it.
         with contextlib.suppress(Exception):
             remove_image(pool, provisional, force=True)
         raise

@@ -15,16 +15,17 @@ from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, LockedError
 from core.format.record import RecordKind, volume_record_keys
-from core.pool.names import VOLUME_ID_BYTES
+from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.pool import Pool
 from core.pool.records import RecordStore
 from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectInfo
-from core.volume.log.description import child_key, description_key, load_description
+from core.volume.log.description import ImageInfo, child_key, description_key, load_description
 from core.volume.log.names import VolumeNames
-from core.volume.log.owner_lock import OwnerLock, living_leases
+from core.volume.log.owner_lock import LeaseWatch, OwnerLock, living_leases, living_owner
 from core.volume.removal import PREFIX as REMOVED
-from core.volume.removal import REMOVING, finish_removals
+from core.volume.removal import REMOVING, finish_removals, remove_abandoned
+from core.volume.snapshot_records import Maker, SnapshotRecords
 
 _FAMILIES: Final = (IMAGES, FILESYSTEMS)
 
@@ -64,6 +65,7 @@ def sweep(pool: Pool, *, dry_run: bool = False) -> Swept:
             swept.strays += strays
             if not dry_run:
                 _delete(pool, strays)
+    swept.strays += list(_abandoned_imports(pool, swept.damaged, dry_run=dry_run))
     strays = list(_removal_notes(pool, dry_run=dry_run))
     swept.strays += strays
     return swept
@@ -86,9 +88,10 @@ def _of_volume(pool: Pool, family: VolumeFamily, volume_id: bytes, damaged: list
         yield from _without_description(pool, family, volume_id, damaged)
     elif family is IMAGES:
         try:
-            _, keys = load_description(pool, "", volume_id)
+            info, keys = load_description(pool, "", volume_id)
             yield from _child_records(pool, volume_id, keys)
             yield from _requests(pool, volume_id, keys)
+            yield from _rollbacks(pool, info, keys)
             living_leases(pool.store, VolumeNames(family.prefix(volume_id)), keys, pool.world)  # old ones go by that
         except IntegrityError as error:
             damaged.append(str(error))
@@ -128,7 +131,7 @@ def _child_records(pool: Pool, ancestor: bytes, keys: VolumeKeys) -> Iterator[St
     """
     names = VolumeNames(IMAGES.prefix(ancestor))
     seen = list(pool.store.list(names.children))
-    if not seen or living_leases(pool.store, names, keys, pool.world):
+    if not seen or living_leases(pool.store, names, keys, pool.world, LeaseWatch(pool.world)):
         return
     records = RecordStore(pool.store, volume_record_keys(keys), pool.world)
     named = {each.volume_id for each in pool.names.everything()}
@@ -161,6 +164,49 @@ def _requests(pool: Pool, volume_id: bytes, keys: VolumeKeys) -> Iterator[Stray]
             if fields is not None and pool.world.now() - fields.integer("asked") > limits.SWEEP_GRACE_S:
                 info = pool.store.head(key)
                 yield Stray(key, info.size_bytes if info is not None else 0, "nobody waits for its answer any more")
+
+
+def _rollbacks(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> Iterator[Stray]:
+    """Take the pins of rollbacks that were killed: they keep the room of a state that nobody asked to keep.
+
+    One at work has its pin from before it takes the image's lock until after its checkpoint, so where nobody writes it is over, or slept
+    for an hour. Should it wake up, it looks for its pin when its barrier stands, and goes no further without. If it had looked before we
+    deleted, its barrier stood before: then no collector that misses the pin deletes (`Checkpointer.check_reign`), and a newer writer
+    has cut it off or follows its record, which pins the same.
+    """
+    records = SnapshotRecords(pool.store, info, keys, pool.world)
+    since = pool.world.now() - limits.SWEEP_GRACE_S
+    left = [each for each in records.everything() if each.maker is Maker.ROLLBACK and each.created < since]
+    lock = OwnerLock(pool.store, VolumeNames(info.prefix), keys, info.name, pool.world)
+    if left and living_owner(lock, pool.world) is None:
+        for each in left:
+            key = records.key(each.name)
+            found = pool.store.head(key)
+            yield Stray(key, found.size_bytes if found is not None else 0, "its rollback was cut short")
+
+
+def _abandoned_imports(pool: Pool, damaged: list[str], *, dry_run: bool) -> Iterator[Stray]:
+    """Take images whose import, or restore, was killed: they stand under a provisional name, which nothing but an import gives.
+
+    One at work holds the image's lock but for the moments after it made the image, and before it gives it its name. So the last sign of
+    life is the creation or the heartbeat. One that slept for an hour and wakes up finds that it was swept (`removal.was_abandoned`).
+    """
+    for name in pool.names.everything(VolumeKind.IMAGE):
+        if not name.provisional:
+            continue
+        try:
+            info, keys = load_description(pool, name.name, name.volume_id)
+            names = VolumeNames(info.prefix)
+            owner = OwnerLock(pool.store, names, keys, name.name, pool.world).read()
+            seen_s = max(info.created, owner.heartbeat_s if owner is not None else 0)
+            if pool.world.now() - seen_s < limits.SWEEP_GRACE_S or living_leases(pool.store, names, keys, pool.world):
+                continue
+            size_bytes = sum(each.size_bytes for each in pool.store.list(info.prefix + "/"))
+            if dry_run or remove_abandoned(pool, name):
+                yield Stray(f"{info.prefix}/", size_bytes, f"the import that made {name.name!r} was cut short")
+        except IntegrityError as error:
+            if pool.names.find(name.name) is not None:
+                damaged.append(str(error))
 
 
 def _removal_notes(pool: Pool, *, dry_run: bool) -> Iterator[Stray]:

@@ -38,7 +38,7 @@ from core.volume.log.owner_lock import Owner, OwnerLock, ReaderLease, living_own
 from core.volume.log.pins import EVERYTHING, Pin
 from core.volume.log.replay import Log, VolumeState, follow_log, load_state
 from core.volume.options import ImageOptions
-from core.volume.snapshot_records import ID_BYTES, Snapshot, SnapshotRecords
+from core.volume.snapshot_records import ID_BYTES, Maker, Snapshot, SnapshotRecords
 from core.volume.writer_requests import Wish, WriterRequests
 from core.world import World
 
@@ -58,7 +58,13 @@ _TRIES: Final = 3
 
 
 def create_snapshot(
-    pool: Pool, image: str, name: str, *, protect: bool = False, sleep: Callable[[float], None] = time.sleep
+    pool: Pool,
+    image: str,
+    name: str,
+    *,
+    protect: bool = False,
+    maker: Maker | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Snapshot:
     """Name the image's present state, everything flushed before the call included; durable on return. Constant time.
 
@@ -68,7 +74,7 @@ def create_snapshot(
     info, keys = image_keys(pool, image)
     SnapshotRecords(pool.store, info, keys, pool.world).check_free(name)
     publish(pool, info, keys, sleep)
-    return pin_newest(pool, info, keys, name, protect=protect)
+    return pin_newest(pool, info, keys, name, protect=protect, maker=maker)
 
 
 def publish(pool: Pool, info: ImageInfo, keys: VolumeKeys, sleep: Callable[[float], None]) -> None:
@@ -107,6 +113,7 @@ def pin_newest(
     protect: bool = False,
     group: bytes | None = None,
     generation: int | None = None,
+    maker: Maker | None = None,
 ) -> Snapshot:
     """Put the record of a snapshot of what the log holds now, or held at `generation`; durable on return. LockedError during an import.
 
@@ -131,6 +138,7 @@ def pin_newest(
                 created=int(pool.world.now()),
                 group=group,
                 reverts=tuple(dict.fromkeys(each for _, each in state.reverts)),
+                maker=maker,
             )
             records.put(snapshot)
             if held():
@@ -154,7 +162,7 @@ def _state_at(log: Log, generation: int | None) -> VolumeState:
 def _set_protection(
     records: SnapshotRecords, snapshot: Snapshot, pool: Pool, info: ImageInfo, keys: VolumeKeys, *, on: bool
 ) -> Snapshot:
-    changed = replace(snapshot, protected=on)
+    changed = replace(snapshot, protected=on, maker=None)  # whoever protects it wants it for itself
     with lease(pool, info, keys):
         records.replace(snapshot, changed)
     return changed
@@ -213,7 +221,7 @@ def rename_snapshot(pool: Pool, image: str, old: str, new: str) -> None:
     with lease(pool, info, keys):
         snapshot = records.get(old)
         records.check_free(new)
-        records.replace(snapshot, replace(snapshot, name=new))
+        records.replace(snapshot, replace(snapshot, name=new, maker=None))
 
 
 def protect_snapshot(pool: Pool, image: str, name: str, *, on: bool) -> Snapshot:
@@ -236,9 +244,10 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
     snapshot = records.get(name)
     if not force:
         _refuse_if_written(pool, info, keys, name)
-    with _pinned_beside(pool, info, keys, records, snapshot):
+    with _pinned_beside(pool, info, keys, records, snapshot) as still_pinned:
         opened = open_image(pool, image, writable=True, options=ImageOptions(), force=force)
         try:
+            still_pinned()  # our barrier stands: a collector that misses the pin from now on sees that it reigns no more
             opened.revert(snapshot.pin)
         except BlockyardError:
             with contextlib.suppress(BlockyardError):
@@ -251,20 +260,30 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
 @contextlib.contextmanager
 def _pinned_beside(
     pool: Pool, info: ImageInfo, keys: VolumeKeys, records: SnapshotRecords, snapshot: Snapshot
-) -> Iterator[None]:
-    """Pin what a snapshot pins by a record of our own, so that its removal does not matter. After a crash that record is left."""
+) -> Iterator[Callable[[], None]]:
+    """Pin what a snapshot pins by a record of our own, so that its removal does not matter; gives what raises StoreError if it has gone.
+
+    After a crash that record is left, and the sweep of strays takes it an hour later.
+    """
     mine = replace(
         snapshot,
         name=f"rollback-{pool.world.random_bytes(ID_BYTES).hex()}",
         id=pool.world.random_bytes(ID_BYTES),
+        created=int(pool.world.now()),
         protected=False,
+        maker=Maker.ROLLBACK,
     )
+
+    def still_pinned() -> None:
+        if not records.stands(mine):
+            raise StoreError(f"the rollback of image {info.name!r} took so long that its pin was swept; run it again")
+
     with lease(pool, info, keys):
         records.put(mine)
     try:
         if not records.stands(snapshot):
             raise NotFoundError(f"snapshot {snapshot.name!r} of image {info.name!r} was removed meanwhile")
-        yield
+        yield still_pinned
     finally:
         records.remove(mine.name)
 

@@ -66,17 +66,23 @@ def child_key(ancestor: bytes, child: bytes) -> str:
 
 
 def create_description(
-    pool: Pool, name: str, size_bytes: int, base: Base | None = None, volume_id: bytes | None = None
+    pool: Pool,
+    name: str,
+    size_bytes: int,
+    base: Base | None = None,
+    volume_id: bytes | None = None,
+    *,
+    provisional: bool = False,
 ) -> ImageInfo:
     """Draw an image's id and key, put its description, and name it; durable on return. AlreadyExistsError if the name is taken.
 
-    A clone's `volume_id` was drawn before, for the records that its ancestors have of it.
+    A clone's `volume_id` was drawn before, for the records that its ancestors have of it. A `provisional` one counts when it was renamed.
     """
     values: dict[str, RecordValue] = {"size_bytes": size_bytes}
     if base is not None:
         values["lineage"] = [{"image": image, "last": last} for image, last in base.ancestors]
         values["base_checkpoint"] = base.checkpoint
-    return _info(create_volume(pool, IMAGES, name, values, volume_id), size_bytes, base)
+    return _info(create_volume(pool, IMAGES, name, values, volume_id, provisional=provisional), size_bytes, base)
 
 
 def load_description(pool: Pool, name: str, volume_id: bytes) -> tuple[ImageInfo, VolumeKeys]:
