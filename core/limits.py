@@ -109,7 +109,7 @@ FLATTEN_CHECKPOINT_S: Final = 10.0
 """Checkpoints tell whoever waits for a flattening how far it is."""
 COLLECT_BYTES: Final = 64 * KIB
 """An image is not opened to be collected for less: that alone writes as much."""
-SWEEP_GRACE_S: Final = 3600.0
+SWEEP_GRACE_S: Final = 3 * 3600.0
 """Records that nobody follows up are taken for left behind after this time."""
 
 # Filesystems.
@@ -167,6 +167,9 @@ ATTENTION_S: Final = 15.0
 FREEZE_S: Final = 3.0
 """A writer that was asked to hold still goes on after this time, whatever became of who asked."""
 LOCK_LEASE_S: Final = 30.0
+CLOCKS_APART_S: Final = 2 * 3600.0
+"""Clocks of machines that use a pool may differ by this much before anything that is needed could go. Whoever deletes waits so much
+longer than a lease for those that he cannot watch."""
 
 assert SEGMENT_BLOCKS <= SEGMENT_FRAMES, "a frame holds at least one block"
 assert SEGMENT_BLOCKS * BLOCK_BYTES < SEGMENT_BYTES, "incompressible blocks with headers and index fit"
@@ -177,6 +180,9 @@ assert REPACK_IDLE_BOUND + RECLAIM_IDLE_SHARE < 1.3, "what an idle image takes b
 assert REPACK_IDLE_BOUND * REPACK_MOST_SHARE > 1, "when nothing may be chosen, what is left is within the bound"
 assert UNPUBLISHED_SEGMENTS < BARRIER_WINDOW, "a barrier skips what any writer may have in flight"
 assert LOCK_HEARTBEAT_S * 3 < LOCK_LEASE_S, "a lease outlives a few lost heartbeats"
+assert CLOCKS_APART_S + 10 * LOCK_LEASE_S < SWEEP_GRACE_S, (
+    "what a machine is at work on is not swept by another whose clock is ahead"
+)
 assert LOCK_HEARTBEAT_S * 3 < REQUEST_WAIT_S, "a request outlives a few heartbeats"
 assert MIRROR_DEADLINE_S > STORE_ATTEMPT_S, "a mirror is asked once, at least"
 assert STORE_DEADLINE_S < 20.0, "SIGTERM with a hanging store exits within 20 s"

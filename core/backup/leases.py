@@ -36,16 +36,21 @@ class LeaseRecord:
     """Whether the run failed and said so: its packs wait for the next one."""
 
     def lives(self, world: World) -> bool:
-        """Say whether it has not run out. A process that is gone does not count here: another container may see other processes."""
-        return not self.ended and world.now() - self.owner.heartbeat_s < limits.LOCK_LEASE_S
+        """Say whether its holder may rely on it still, whatever his clock says. That a process is gone does not count here: another
+        container may see other processes."""
+        return not self.ended and self._age_s(world) < limits.LOCK_LEASE_S + limits.CLOCKS_APART_S
 
     def forgotten(self, world: World) -> bool:
         """Say whether it ended so long ago that nobody will go on from what it left."""
-        return world.now() - self.owner.heartbeat_s > DESERTED_KEPT_S
+        return self._age_s(world) > DESERTED_KEPT_S
 
     def deserted(self, world: World) -> bool:
         """Say whether nobody seems to work under it any more, so that its packs can be taken over."""
-        return not (self.lives(world) and is_alive(self.owner, world, process_start(self.owner.pid)))
+        beats = not self.ended and self._age_s(world) < limits.LOCK_LEASE_S
+        return not (beats and is_alive(self.owner, world, process_start(self.owner.pid)))
+
+    def _age_s(self, world: World) -> float:
+        return world.now() - self.owner.heartbeat_s
 
 
 class Lease:

@@ -40,7 +40,7 @@ __all__ = [
 def create_image(pool: Pool, name: str, size_bytes: int, *, provisional: bool = False) -> ImageInfo:
     """Make an empty image; durable on return. AlreadyExistsError if the name is taken. It stores two small records.
 
-    A `provisional` one counts only when it was renamed; an hour after the last sign of whoever fills it, it is swept.
+    A `provisional` one counts only when it was renamed; three hours after the last sign of whoever fills it, it is swept.
     """
     pool.keys.require_writer("creating an image")
     check_size(size_bytes)

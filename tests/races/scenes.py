@@ -118,7 +118,7 @@ class Scene:
 
     def check_settled(self, images: Iterable[str]) -> None:
         """Collect until nothing changes any more: then nothing is missing and nothing is left over."""
-        self.scheduler.now += 3600
+        self.scheduler.now += limits.SWEEP_GRACE_S + 1
         for _ in range(3):
             for name in images:
                 image = self.open("stage", name)

@@ -131,7 +131,7 @@ def test_a_snapshot_whose_lease_ran_out_is_made_again_or_not_at_all():
         outcomes = scene.act(
             writer=collect,
             maker=lambda: create_snapshot(scene.pool("maker"), "disk", "snap"),
-            time=lambda: scene.scheduler.jump(limits.LOCK_LEASE_S + 1),
+            time=lambda: scene.scheduler.jump(limits.LOCK_LEASE_S + limits.CLOCKS_APART_S),
         )
         assert not any(map(failed, outcomes.values())), outcomes
         scene.check_needs()
@@ -268,7 +268,7 @@ def test_a_reader_sees_its_generation_until_its_lease_runs_out(stopped):
         collect = collecting(scene, "writer")
         actors = {"writer": collect, "reader": lambda: scene.read("disk", "reader")}
         if stopped:
-            actors["time"] = lambda: scene.scheduler.jump(limits.LOCK_LEASE_S + 1)
+            actors["time"] = lambda: scene.scheduler.jump(limits.LOCK_LEASE_S + limits.CLOCKS_APART_S)
         outcomes = scene.act(**actors)
         assert not failed(outcomes["writer"]), outcomes
         found = outcomes["reader"]

@@ -432,7 +432,7 @@ def test_a_run_whose_lease_ran_out_finds_out_what_was_collected_and_leaves_no_ba
     source.knows_changes = False
 
     def stall() -> None:
-        clock.sleep(2 * core_limits.LOCK_LEASE_S)
+        clock.sleep(2 * core_limits.LOCK_LEASE_S + core_limits.CLOCKS_APART_S)
         assert world.prune().deleted_packs == 1
 
     def hook(when: str, method: str, key: str) -> None:

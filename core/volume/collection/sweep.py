@@ -170,7 +170,7 @@ def _rollbacks(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> Iterator[Stray]
     """Take the pins of rollbacks that were killed: they keep the room of a state that nobody asked to keep.
 
     One at work has its pin from before it takes the image's lock until after its checkpoint, so where nobody writes it is over, or slept
-    for an hour. Should it wake up, it looks for its pin when its barrier stands, and goes no further without. If it had looked before we
+    for longer. Should it wake up, it looks for its pin when its barrier stands, and goes no further without. If it had looked before we
     deleted, its barrier stood before: then no collector that misses the pin deletes (`Checkpointer.check_reign`), and a newer writer
     has cut it off or follows its record, which pins the same.
     """
@@ -189,7 +189,7 @@ def _abandoned_imports(pool: Pool, damaged: list[str], *, dry_run: bool) -> Iter
     """Take images whose import, or restore, was killed: they stand under a provisional name, which nothing but an import gives.
 
     One at work holds the image's lock but for the moments after it made the image, and before it gives it its name. So the last sign of
-    life is the creation or the heartbeat. One that slept for an hour and wakes up finds that it was swept (`removal.was_abandoned`).
+    life is the creation or the heartbeat. One that slept for as long and wakes up finds that it was swept (`removal.was_abandoned`).
     """
     for name in pool.names.everything(VolumeKind.IMAGE):
         if not name.provisional:
@@ -213,8 +213,8 @@ def _removal_notes(pool: Pool, *, dry_run: bool) -> Iterator[Stray]:
     """Take the notes of removals that died before they decided: as long as one stands, no clone can be made of the image.
 
     A remover holds the image's lock from before its note until everything is gone, so we take the lock before the note goes. One that
-    slept for an hour on another machine, and whose lock therefore counts as dead, would go on without its note: then a clone that
-    was made in that hour keeps its parent's name in vain. Nothing shorter than that is at risk.
+    slept through `SWEEP_GRACE_S` on another machine, and whose lock therefore counts as dead, would go on without its note: then a clone
+    that was made in that time keeps its parent's name in vain. Nothing shorter than that is at risk.
     """
     for info in list(pool.store.list(REMOVING)):
         fields = pool.records.find(RecordKind.REMOVED, info.key)

@@ -263,7 +263,7 @@ def _pinned_beside(
 ) -> Iterator[Callable[[], None]]:
     """Pin what a snapshot pins by a record of our own, so that its removal does not matter; gives what raises StoreError if it has gone.
 
-    After a crash that record is left, and the sweep of strays takes it an hour later.
+    After a crash that record is left, and the sweep of strays takes it later.
     """
     mine = replace(
         snapshot,

@@ -28,7 +28,7 @@ from core.volume.log.lineage import Ancestor
 from core.volume.log.live_segment import LiveSegment
 from core.volume.log.log_writer import LogWriter
 from core.volume.log.names import VolumeNames
-from core.volume.log.owner_lock import living_leases
+from core.volume.log.owner_lock import LeaseWatch, living_leases
 from core.volume.log.page_store import PageStore
 from core.volume.log.pins import Kept, Pin, kept_by, standing_pins
 from core.volume.log.replay import VolumeState
@@ -80,6 +80,7 @@ class Checkpointer:
         self._pages = pages
         self._ancestors = ancestors
         self._world = world
+        self._leases = LeaseWatch(world)
         self._kept: dict[Pin, Kept] = {}
         self._looked_s = float("-inf")
         self._collected_s = world.monotonic()
@@ -235,7 +236,7 @@ class Checkpointer:
         self._collected_s = self._world.monotonic()
         if len(self._roots) < 2:
             return  # nothing is dead for both checkpoints that are kept, and who was opened just now knows only the newest of them
-        leases = living_leases(self._store, self._names, self._keys, self._world)
+        leases = living_leases(self._store, self._names, self._keys, self._world, self._leases)
         kept = self._standing()
         if not self.check_reign() or kept is None:
             return
@@ -287,7 +288,7 @@ class Checkpointer:
             if not records or self._store.head(records[0]) is None:
                 return True
             roots = [kept_by(Pin(each, each), self._pages.read_root(each)) for each in self._roots]
-            leases = living_leases(self._store, self._names, self._keys, self._world)
+            leases = living_leases(self._store, self._names, self._keys, self._world, self._leases)
             kept = self._standing()
             if kept is None or not collector.stands_alone(self.base, roots, leases, kept) or not self.check_reign():
                 return False

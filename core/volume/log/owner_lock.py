@@ -5,6 +5,7 @@ process on the same host is dead at once; an owner on another host is dead when 
 """
 
 import contextlib
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -186,8 +187,9 @@ class ReaderLease:
         if self._ring is not None:
             with contextlib.suppress(IntegrityError, KeyRefusedError, StoreError):
                 self._ring.refresh()  # so that no old key is needed for our lease
-        begun_s = self._world.now()
-        record = {"generation": pin.generation, "checkpoint": pin.checkpoint, "heartbeat_ms": int(begun_s * 1000)}
+        begun_s = self._world.monotonic()
+        heartbeat_ms = int(self._world.now() * 1000)
+        record = {"generation": pin.generation, "checkpoint": pin.checkpoint, "heartbeat_ms": heartbeat_ms}
         sealed = seal_record(self._keys, RecordKind.LEASE, self._key, record, self._world.random_bytes)
         try:
             self._store.overwrite(self._key, sealed)
@@ -198,7 +200,7 @@ class ReaderLease:
 
     def held(self) -> bool:
         """Say whether the collector has to respect this lease, and had to ever since the last beat."""
-        return self.refused is None and self._world.now() - self._beaten_s < limits.LOCK_LEASE_S
+        return self.refused is None and self._world.monotonic() - self._beaten_s < limits.LOCK_LEASE_S
 
     def release(self) -> None:
         """Let go."""
@@ -206,23 +208,52 @@ class ReaderLease:
             self._store.delete(self._key)
 
 
-def living_leases(store: Store, names: VolumeNames, keys: VolumeKeys, world: World) -> list[Pin]:
-    """Give what living readers pin. Leases that ran out long ago are removed."""
+class LeaseWatch:
+    """What one observer has seen of the leases of a volume, for deleting by. One thread at a time.
+
+    A clock of another machine may be wrong. So a lease is over when it was seen unchanged for as long as it lasts, or when it is older
+    than that by more than clocks can be apart; its holder measures from before it was written.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._seen: dict[str, tuple[bytes, float]] = {}
+
+    def is_over(self, key: str, data: bytes, age_s: float) -> bool:
+        """Say of a lease that was just read, and whose own time is `age_s` ago by our clock, whether nobody relies on it any more."""
+        now_s = self._world.monotonic()
+        seen, since_s = self._seen.get(key, (b"", now_s))
+        if seen != data:
+            self._seen[key] = data, (since_s := now_s)
+        return now_s - since_s >= limits.LOCK_LEASE_S or age_s >= limits.LOCK_LEASE_S + limits.CLOCKS_APART_S
+
+    def keep_only(self, keys: AbstractSet[str]) -> None:
+        """Forget the leases that are gone."""
+        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
+
+
+def living_leases(
+    store: Store, names: VolumeNames, keys: VolumeKeys, world: World, watch: LeaseWatch | None = None
+) -> list[Pin]:
+    """Give what living readers pin; who deletes what they need must `watch` them. Leases that ran out long ago are removed."""
     pinned = []
     record_keys = volume_record_keys(keys)
-    for info in list(store.list(names.readers)):
+    listed = [info.key for info in store.list(names.readers)]
+    for key in listed:
         try:
-            data = store.get(info.key)
+            data = store.get(key)
         except ObjectMissingError:
             continue
         try:
-            fields = open_record(record_keys, RecordKind.LEASE, info.key, data)
+            fields = open_record(record_keys, RecordKind.LEASE, key, data)
         except IntegrityError:
             pinned.append(EVERYTHING)  # somebody's lease that says nothing: whoever it is may need everything
             continue
         age_s = world.now() - fields.integer("heartbeat_ms") / 1000
-        if age_s < limits.LOCK_LEASE_S:
+        if not (watch.is_over(key, data, age_s) if watch is not None else age_s >= limits.LOCK_LEASE_S):
             pinned.append(Pin(fields.integer("checkpoint"), fields.integer("generation")))
-        elif age_s > 10 * limits.LOCK_LEASE_S:
-            store.delete(info.key)
+        elif age_s > 10 * limits.LOCK_LEASE_S + limits.CLOCKS_APART_S:
+            store.delete(key)
+    if watch is not None:
+        watch.keep_only(set(listed))
     return pinned
