@@ -43,17 +43,25 @@ def unpack_runs(data: Buffer, what: str) -> Iterator[Run]:
 
 def runs_of_entries(block: int, entries: npt.NDArray[np.uint64]) -> list[Run]:
     """Find the runs in map entries whose first is that of `block`; holes are left out."""
-    count = len(entries)
-    if not count:
-        return []
-    joined = (entries[1:] == entries[:-1] + np.uint64(1)) & (
-        entries[1:] >> np.uint64(16) == entries[:-1] >> np.uint64(16)
-    )
-    holes = (entries[1:] == 0) & (entries[:-1] == 0)
-    starts = np.flatnonzero(np.concatenate(([True], ~(joined & (entries[:-1] != 0)) & ~holes)))
-    ends = np.append(starts[1:], count)
+    starts = _starts(entries)
+    ends = np.append(starts, len(entries))[1:]
     return [
         Run(block + start, end - start, int(entries[start]))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
         if entries[start]
     ]
+
+
+def count_runs(entries: npt.NDArray[np.uint64]) -> int:
+    """Say how many `runs_of_entries` would find."""
+    return int(np.count_nonzero(entries[_starts(entries)]))
+
+
+def _starts(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """Find where runs and holes begin."""
+    if not len(entries):
+        return np.zeros(0, np.intp)
+    here, after = entries[:-1], entries[1:]
+    joined = (here != 0) & (after == here + np.uint64(1)) & (after & np.uint64(0xFFFF) != 0)
+    holes = (here == 0) & (after == 0)
+    return np.flatnonzero(np.concatenate(([True], ~(joined | holes))))

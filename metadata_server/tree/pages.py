@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import IntegrityError
-from core.format.runs import RUN_BYTES, runs_of_entries
+from core.format.runs import RUN_BYTES, count_runs, runs_of_entries
 from core.limits import PAGE_ENTRIES
 from core.volume.log.block_map import POSITION_BITS
 
@@ -24,8 +24,9 @@ Entries = npt.NDArray[np.uint64]
 _RUN: Final = struct.Struct("<QIQ")
 _RUN_TYPE: Final = np.dtype([("block", "<u8"), ("length", "<u4"), ("entry", "<u8")])
 DENSE_BYTES: Final = PAGE_ENTRIES * 8
-_FEW_RUNS_BYTES: Final = 24 * RUN_BYTES
-"""Up to here runs are spliced one by one, beyond it numpy is faster."""
+_FEW_CHANGES: Final = 12
+"""Up to here changes of a page are laid over it one by one, beyond it numpy is faster. For one block in a page of 400 runs that took
+200 µs, a third of what an fsync cost the server."""
 
 assert _RUN.size == RUN_BYTES == _RUN_TYPE.itemsize, "runs look as core.format.runs says"
 assert DENSE_BYTES % RUN_BYTES, "the length of a page tells what it holds"
@@ -137,8 +138,9 @@ def entries_of(page: int, body: bytes) -> Entries:
 
 def body_of(page: int, entries: Entries) -> bytes:
     """Give the bytes of a page; none if it is all holes."""
-    body = pack(runs_of_entries(page * PAGE_ENTRIES, entries))
-    return body if len(body) <= DENSE_BYTES else entries.astype("<u8").tobytes()
+    if count_runs(entries) * RUN_BYTES > DENSE_BYTES:
+        return entries.astype("<u8").tobytes()
+    return pack(runs_of_entries(page * PAGE_ENTRIES, entries))
 
 
 def runs_of_page(page: int, body: bytes) -> Sequence[tuple[int, int, int]]:
@@ -160,20 +162,44 @@ def rewrite_page(page: int, body: bytes, changes: Runs) -> tuple[bytes, dict[int
         subtract_page(deltas, page, body)
         add(deltas, changes[0][2], PAGE_ENTRIES)
         return pack(changes) if changes[0][2] else b"", deltas
-    if len(body) + len(changes) * RUN_BYTES <= _FEW_RUNS_BYTES:
-        runs = unpack(body)
-        for block, length, entry in changes:
-            for _, count, place in splice(runs, block, length, entry):
-                add(deltas, place, -count)
-            add(deltas, entry, length)
-        return pack(runs), deltas
+    if len(changes) <= _FEW_CHANGES and len(body) != DENSE_BYTES:
+        for change in changes:
+            body = _splice_packed(body, change, deltas)
+        return body if len(body) <= DENSE_BYTES else entries_of(page, body).astype("<u8").tobytes(), deltas
     entries = entries_of(page, body)
-    count_entries(deltas, entries, -1)
     for block, length, entry in changes:
         first = block - page * PAGE_ENTRIES
+        if len(changes) <= _FEW_CHANGES:
+            count_entries(deltas, entries[first : first + length], -1)
+            add(deltas, entry, length)
         entries[first : first + length] = np.arange(entry, entry + length, dtype=np.uint64) if entry else 0
-    count_entries(deltas, entries, 1)
+    if len(changes) > _FEW_CHANGES:
+        subtract_page(deltas, page, body)
+        count_entries(deltas, entries, 1)
     return body_of(page, entries), deltas
+
+
+def _splice_packed(body: bytes, change: tuple[int, int, int], deltas: dict[int, int]) -> bytes:
+    """Lay one run over packed ones, looking only at those that it touches; count what it displaces and what it is."""
+    block, length, entry = change
+    at = _RUN.unpack_from
+    low, high = 0, len(body) // RUN_BYTES
+    while low < high:  # the first run that ends behind `block`
+        middle = (low + high) // 2
+        first, count, _ = at(body, middle * RUN_BYTES)
+        if first + count <= block:
+            low = middle + 1
+        else:
+            high = middle
+    end, last = block + length, low
+    while last * RUN_BYTES < len(body) and at(body, last * RUN_BYTES)[0] < end:
+        last += 1
+    begin, stop = max(low - 1, 0) * RUN_BYTES, (last + 1) * RUN_BYTES  # with the neighbours, which it may be joined to
+    runs = unpack(body[begin:stop])
+    for _, count, place in splice(runs, block, length, entry):
+        add(deltas, place, -count)
+    add(deltas, entry, length)
+    return b"".join((body[:begin], pack(runs), body[stop:]))
 
 
 def add(deltas: dict[int, int], entry: int, count: int) -> None:

@@ -77,3 +77,21 @@ def test_a_page_of_scattered_blocks_takes_no_more_than_its_entries():
         pages.entries_of(0, body), np.arange(1024, dtype=np.uint64) * np.uint64(2) + np.uint64(7 << 16)
     )
     assert pages.rewrite_page(0, body, [(0, 1024, 0)]) == (b"", {7: -1024})
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1023), st.lists(st.lists(page_run, min_size=1, max_size=4), max_size=8))
+def test_a_few_changes_of_a_page_of_many_runs_count_and_keep_what_they_leave(scattered, commits):
+    """The page stands as entries, or as runs, from one change to the next, as its number of runs makes it."""
+    first = [(2048 + block, 1, 5 << 16 | block * 2) for block in range(scattered)]
+    body, deltas = pages.rewrite_page(2, b"", first) if first else (b"", {})
+    entries, live = as_entries(first), Counter(deltas)
+    for changes in commits:
+        body, deltas = pages.rewrite_page(2, body, changes)
+        for change in changes:
+            laid(entries, *change)
+        for sequence, delta in deltas.items():
+            live[sequence] += delta
+        assert as_entries(pages.runs_of_page(2, body)) == entries
+        assert +live == Counter(entry >> 16 for entry in entries.values())
+        assert len(body) <= pages.DENSE_BYTES
