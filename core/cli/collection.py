@@ -14,7 +14,7 @@ from core.pool.pool import Pool
 from core.units import format_size
 from core.volume.collection.offline import Collected, collect_image
 from core.volume.collection.space import Space, measure
-from core.volume.collection.sweep import Swept, sweep
+from core.volume.collection.sweep import Stray, Swept, sweep
 from core.volume.generations.flatten import Flattened, foreign_bytes
 from core.volume.generations.flatten import flatten as flatten_image
 from core.volume.images import image_info, image_keys, image_options
@@ -69,8 +69,9 @@ def _document(collected: list[Collected], left: list[str], swept: Swept | None, 
         "images": [_image_row(each) for each in collected],
         "filesystems_left": left,
     }
+    strays = _strays(collected, swept)
+    document["strays"] = [{"key": each.key, "bytes": each.size_bytes, "why": each.why} for each in strays]
     if swept is not None:
-        document["strays"] = [{"key": each.key, "bytes": each.size_bytes, "why": each.why} for each in swept.strays]
         document["removals_finished"] = swept.removals
         document["damaged"] = swept.damaged
     return document
@@ -98,17 +99,25 @@ def _print(collected: list[Collected], left: list[str], swept: Swept | None, *, 
     rows += [(name, *[""] * 5, _LEFT_TO_SERVER) for name in left]
     if rows:
         print_table(columns, rows, right=columns[1:-1])
+    verb = "would be" if dry_run else "were"
+    strays = _strays(collected, swept)
+    if strays:
+        size_bytes = sum(each.size_bytes for each in strays)
+        click.echo(f"{len(strays)} strays of {format_size(size_bytes)} {verb} deleted:")
+        for each in strays:
+            click.echo(f"  {each.key}: {each.why}")
     if swept is None:
         return
-    verb = "would be" if dry_run else "were"
-    if swept.strays:
-        click.echo(f"{len(swept.strays)} strays of {format_size(swept.stray_bytes)} {verb} deleted:")
-        for each in swept.strays:
-            click.echo(f"  {each.key}: {each.why}")
     if swept.removals:
         click.echo(f"{swept.removals} interrupted removals {verb} finished")
     for text in swept.damaged:
         click.echo(f"blockyard: damaged: {text}", err=True)
+
+
+def _strays(collected: list[Collected], swept: Swept | None) -> list[Stray]:
+    """Give the strays of the pool and of its images; those of an image in use are its gateway's."""
+    swept_strays = swept.strays if swept is not None else []
+    return swept_strays + [stray for each in collected if not each.left for stray in each.strays]
 
 
 def _shown(space: Space | None) -> tuple[str, ...]:

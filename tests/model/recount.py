@@ -310,7 +310,7 @@ class Recount:
 
     def _without_newest_root(self, image: Image) -> list[str]:
         """Should the newest root be lost, the older one and the log behind it give the same image."""
-        roots = self._last_two_roots(image)
+        roots = self.roots(image)[-2:]
         try:
             head = self.head(image)
             older = self._begin(image, roots[0] if len(roots) > 1 else 0)
@@ -341,14 +341,18 @@ class Recount:
     def kept(self, image: Image) -> dict[str, set[str]]:
         """Give the keys that the collector must leave, and nothing else, by what keeps them."""
         kept: dict[str, set[str]] = {}
-        roots = self._last_two_roots(image)
+        roots = self.roots(image)[-2:]
         older = roots[0] if len(roots) > 1 else 0
         newest = roots[-1] if roots else 0
+        between = older or newest
         logged = self.logged(image)
         head = self._kept_by(image, (newest, newest))
         head |= {key for root in roots for key in self._root_and_packs(image, root)}
         head |= {log_key(image, sequence) for sequence in logged if sequence > older}
-        head |= {key for key in self._keys(f"{image.volume.prefix}/checkpoint/") if int(key.split("/")[3], 16) > newest}
+        # Behind the older root a pack may be waiting for its root, which a writer that was cut off may put at any time.
+        head |= {
+            key for key in self._keys(f"{image.volume.prefix}/checkpoint/") if int(key.split("/")[3], 16) > between
+        }
         kept["head"] = head
         for name, fields in image.snapshots.items():
             kept[f"@{name}"] = self._kept_by_record(image, fields)
@@ -359,12 +363,6 @@ class Recount:
     def _kept_by_record(self, image: Image, fields: Mapping[str, Any]) -> set[str]:
         pins = [_pin(fields), *(_pin(each) for each in fields.get("reverts") or ())]
         return set().union(*(self._kept_by(image, pin) for pin in pins))
-
-    def _last_two_roots(self, image: Image) -> list[int]:
-        """Give the newest root and the whole one before it. One that is not whole was put by a writer that had been cut off."""
-        roots = self.roots(image)
-        whole = [root for root in roots[:-1] if self._root_and_packs(image, root) <= set(self.objects)]
-        return [*whole[-1:], *roots[-1:]]
 
     def _root_and_packs(self, image: Image, checkpoint: int) -> set[str]:
         if not checkpoint:

@@ -1,17 +1,19 @@
 """Collecting a pool: images nobody has open, what snapshots alone keep, strays; and what a chain of clones costs its readers."""
 
+import contextlib
 import dataclasses
 import random
 
 import pytest
 
 from core import limits
-from core.errors import LockedError
+from core.errors import FencedError, LockedError
 from core.format.record import RecordKind, volume_record_keys
 from core.pool.pool import Pool, create_pool
 from core.pool.records import RecordStore
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES
+from core.volume.ancestry import image_log
 from core.volume.collection.offline import collect_image
 from core.volume.collection.space import measure
 from core.volume.collection.sweep import sweep
@@ -131,6 +133,57 @@ def test_an_image_in_use_is_left_to_its_gateway(pool):
     done = collect_image(pool, "disk", ImageOptions())
     assert done.after is None and "in use by process" in done.left
     image.close()
+
+
+def late_root(pool: Pool, checkpoints: int) -> bytes:
+    """Let a writer be cut off between pages and root of a checkpoint, and put that root when its successor wrote `checkpoints`."""
+    shown = noise(9, SIZE)
+
+    def take_over(when: str, method: str, key: str) -> None:
+        if (when, method) == ("before", "put") and key.endswith("/root") and not begun:
+            begun.append(key)
+            successor = open_image(pool, "disk", writable=True, options=ImageOptions(), force=True)
+            for half in range(checkpoints):
+                successor.write(0, noise(half, SIZE))
+                successor.checkpoint()
+            successor.write(0, shown)
+            successor.close()
+
+    begun: list[str] = []
+    view = create_view(pool, hooked(pool.store, take_over))
+    view.world = dataclasses.replace(other_host(), now=pool.world.now)
+    old = open_image(view, "disk", writable=True, options=ImageOptions())
+    old.write(0, noise(7, SIZE))
+    with contextlib.suppress(FencedError):
+        old.checkpoint()
+    kill(old)
+    assert begun and pool.store.head(begun[0]) is not None
+    return shown
+
+
+@pytest.mark.parametrize("checkpoints", [0, 1, 2])
+def test_the_late_root_of_a_writer_that_was_cut_off_is_whole_or_counts_for_nothing_and_goes(pool, checkpoints):
+    create_image(pool, "disk", SIZE)
+    fill(pool, "disk")
+    before = collect_image(pool, "disk", ImageOptions(), dry_run=True)
+    assert not before.strays, "what an image at rest holds is needed"
+    shown = late_root(pool, checkpoints)
+    info, keys = image_keys(pool, "disk")
+    pages = image_log(pool, info).pages
+    for root in pages.list_roots()[-2:]:
+        packs = set(pages.read_root(root).pages.packs.tolist())
+        missing = [pack for pack in packs if pool.store.head(VolumeNames(info.prefix).pages(pack)) is None]
+        assert not missing, "of the last two roots, both can be read"
+    told = collect_image(pool, "disk", ImageOptions(), dry_run=True)
+    assert told.strays and all("cut short" in each.why for each in told.strays)
+    lease = ReaderLease(pool.store, VolumeNames(info.prefix), keys, pool.world)
+    lease.beat(EVERYTHING)
+    assert not collect_image(pool, "disk", ImageOptions()).strays, "somebody may be standing on it"
+    lease.release()
+    assert collect_image(pool, "disk", ImageOptions()).strays
+    assert not any(pool.store.head(each.key) for each in told.strays)
+    assert not collect_image(pool, "disk", ImageOptions(), dry_run=True).strays
+    assert shows(pool, "disk") == shown
 
 
 def test_space_is_told_by_who_needs_it(pool):

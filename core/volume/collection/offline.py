@@ -6,16 +6,22 @@ An image in use is its gateway's: that repacks and collects beside its clients, 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from core import limits
+from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, LockedError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
+from core.volume.ancestry import image_log
 from core.volume.collection.space import Space, measure
+from core.volume.collection.sweep import Stray
 from core.volume.generations.flatten import has_records
 from core.volume.images import image_keys, open_image
 from core.volume.log.description import ImageInfo
 from core.volume.log.names import VolumeNames
-from core.volume.log.owner_lock import OwnerLock, is_alive, process_start
+from core.volume.log.owner_lock import OwnerLock, is_alive, living_leases, process_start
+from core.volume.log.pins import standing_pins
 from core.volume.log.repacker import Progress
 from core.volume.options import ImageOptions
 
@@ -28,6 +34,8 @@ class Collected:
     before: Space | None
     after: Space | None = None
     left: str = ""
+    strays: tuple[Stray, ...] = ()
+    """Checkpoints, or parts of some, that nothing needs: of writers that died or were cut off before they were whole."""
 
     @property
     def freed_bytes(self) -> int:
@@ -51,13 +59,14 @@ def collect_image(
     info, keys = image_keys(pool, image)
     try:
         before = measure(pool, info, keys)
+        strays = stray_checkpoints(pool, info, keys)
         owner = OwnerLock(pool.store, VolumeNames(info.prefix), keys, image, pool.world).read()
     except IntegrityError as error:
         return Collected(image, None, left=f"damaged: {error}")
     if owner is not None and is_alive(owner, pool.world, process_start(owner.pid)):
         return Collected(image, before, left=f"in use by {owner.describe()}, which collects it")
-    if dry_run or not _is_worth_it(pool, info, before):
-        return Collected(image, before)
+    if dry_run or not (strays or _is_worth_it(pool, info, before)):
+        return Collected(image, before, strays=strays)
     try:
         opened = open_image(pool, image, writable=True, options=options)
     except LockedError as error:
@@ -69,7 +78,27 @@ def collect_image(
     finally:
         opened.close()
     left = f"{bad} segments cannot be read and were left; `blockyard scrub` names them" if bad else ""
-    return Collected(image, before, measure(pool, info, keys), left)
+    return Collected(image, before, measure(pool, info, keys), left, strays)
+
+
+def stray_checkpoints(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> tuple[Stray, ...]:
+    """Find roots and packs that neither the last two checkpoints nor a snapshot nor a child needs; none while somebody reads the image.
+
+    A living writer may be about to put the rest of one, or to delete it. If nobody writes, whoever opens the image, writes two checkpoints
+    and closes it takes them (`delete_old_checkpoints`); nobody else has the right to.
+    """
+    names = VolumeNames(info.prefix)
+    log = image_log(pool, info)
+    found = list(pool.store.list(names.checkpoints))
+    roots = [names.sequence_of(each.key) for each in found if each.key.endswith("/root")]
+    kept = {*roots[-2:], *(pin.checkpoint for pin in standing_pins(pool.store, names, keys) if pin.checkpoint)}
+    packs = {pack for root in kept for pack in np.unique(log.pages.read_root(root).pages.packs).tolist()}
+    strays = tuple(
+        Stray(each.key, each.size_bytes, "its checkpoint was cut short, or is older than any that is needed")
+        for each in found
+        if names.sequence_of(each.key) not in (kept if each.key.endswith("/root") else packs)
+    )
+    return () if strays and living_leases(pool.store, names, keys, pool.world) else strays
 
 
 def _is_worth_it(pool: Pool, info: ImageInfo, before: Space) -> bool:

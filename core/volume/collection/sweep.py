@@ -48,11 +48,6 @@ class Swept:
     """Removals of volumes that were interrupted."""
     damaged: list[str] = field(default_factory=list)
 
-    @property
-    def stray_bytes(self) -> int:
-        """Bytes of all strays."""
-        return sum(each.size_bytes for each in self.strays)
-
 
 def sweep(pool: Pool, *, dry_run: bool = False) -> Swept:
     """Finish interrupted removals and delete strays; with `dry_run` only look. Fine to be run by several, at any time."""

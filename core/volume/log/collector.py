@@ -87,7 +87,9 @@ def delete_old_checkpoints(
 ) -> None:
     """Delete roots and packs of checkpoints that are not `newest`, nor pinned by `kept`, nor hold pages of those (`keep_packs`).
 
-    Nothing goes while a reader stands on a checkpoint older than the newest.
+    Nothing goes while a reader stands on a checkpoint older than the newest. A pack behind the older of `newest` stays: a writer that was
+    cut off may put its root yet, which would then count as the older one, should the newest be lost. It needs no other pack than that
+    and those of the root before it.
     """
     if any(pin.checkpoint < min(newest) for pin in leases):
         return
@@ -95,6 +97,8 @@ def delete_old_checkpoints(
     keep_packs = keep_packs.union(*(each.packs for each in kept))
     for info in list(store.list(names.checkpoints)):
         sequence = names.sequence_of(info.key)
-        needed = sequence in keep_roots if info.key.endswith("/root") else sequence in keep_packs
+        needed = (
+            sequence in keep_roots if info.key.endswith("/root") else sequence in keep_packs or sequence > min(newest)
+        )
         if not needed and sequence < max(newest):
             store.delete(info.key)
