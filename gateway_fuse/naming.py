@@ -19,6 +19,7 @@ from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import NAME_BYTES, ROOT, Lease
 from metadata_server.protocol.model import Node as NodeValue
 from metadata_server.protocol.requests import (
+    Acquire,
     Link,
     Listing,
     Lookup,
@@ -77,6 +78,8 @@ class Naming:
 
     async def lookup(self, parent: int, name: bytes, _ctx: object) -> pyfuse3.EntryAttributes:
         """Answer LOOKUP, from memory where a lease lets us."""
+        if name in (b".", b".."):
+            return await self._by_handle(parent, name)
         directory = self._directory(parent)
         names = directory.directory
         assert names is not None, "it is a directory"
@@ -95,6 +98,19 @@ class Naming:
         if directory.virtual is not None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return await self._ask(directory, _possible(name))
+
+    async def _by_handle(self, inode: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Answer for a file handle (open_by_handle_at, NFS), whose inode neither kernel nor we need to know any more: `.` is the inode
+        itself, `..` the directory around it. ESTALE if it has no name left."""
+
+        def install(value: NodeValue | None) -> Node | None:
+            return None if value is None else self._nodes.install(value, _READ)
+
+        request = Acquire(inode, Lease.READ) if name == b"." else Lookup(inode, name)
+        node: Node | None = await self._state.leases.ask(request, install)
+        if node is None or node.is_orphan:
+            raise OperationError(errno.ESTALE, f"inode {inode} has no name any more")
+        return self._counted(node).entry
 
     async def _ask(self, directory: Node, name: bytes) -> pyfuse3.EntryAttributes:
         names = directory.directory
@@ -178,13 +194,17 @@ class Naming:
 
     def entry(self, directory: Node, name: bytes, node: Node) -> pyfuse3.EntryAttributes:
         """Answer with a node, once more counted; the kernel may keep the name only while the directory's lease covers it."""
-        node = self._nodes.count_lookup(node)
-        if node.data is not None:
-            node.show_data()
+        node = self._counted(node)
         names = directory.directory
         if node.virtual is None and (not directory.lease or names is None or names.names.get(name) != node.inode):
             return passing(node)
         return node.entry
+
+    def _counted(self, node: Node) -> Node:
+        node = self._nodes.count_lookup(node)
+        if node.data is not None:
+            node.show_data()
+        return node
 
     def _directory(self, inode: int) -> Node:
         node = self._nodes.known(inode)

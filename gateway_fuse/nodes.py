@@ -60,6 +60,7 @@ class Node:
 
     __slots__ = (
         "attributes",
+        "buffered",
         "data",
         "directory",
         "doomed",
@@ -118,6 +119,8 @@ class Node:
         self.users = 0
         self.fills = 0
         """Reads and writes answered since the kernel's pages were last invalidated."""
+        self.buffered = False
+        """Some of them may have filled pages that a direct write leaves as they are."""
         self.stalled: trio.Event | None = None
         """Set while a recall takes the file's state away: wait for it, then acquire anew."""
         self.idle: trio.Event | None = None

@@ -4,6 +4,10 @@ An O_APPEND write goes to the end of the file as we know it under WRITE, whateve
 behind when another mount appended. Such a file is opened for direct I/O, so that the kernel fills no page at the wrong place, and so that
 no page changed through a mapping is written back through it, which could not be told from an append. If the kernel was wrong, it forgets
 the file's pages before it hears that the append is done: one of them ended where the file did, as it thought.
+
+An O_DIRECT write goes past the pages. The kernel drops those it has before it asks, and after it where it waits for the answer; behind an
+asynchronous one it does not, so a page that was read meanwhile would stay as it was. Therefore pages are dropped before such a
+write is answered, if anything may have filled one since the last time.
 """
 
 import errno
@@ -12,13 +16,14 @@ import stat
 from typing import Final
 
 import pyfuse3
+import trio
 
 from core.errors import BlockyardError, FencedError
 from core.store.contract import Buffer
 from gateway_fuse import kernel, limits
 from gateway_fuse.naming import Naming
 from gateway_fuse.nodes import Node
-from gateway_fuse.state import Handle, MountState
+from gateway_fuse.state import AtimePolicy, Handle, MountState
 from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
@@ -86,9 +91,11 @@ class OpenFiles:
         writable = bool(flags & _WRITING)
         if writable:
             node.writers += 1
-        handle = Handle(node, writable, append=bool(flags & os.O_APPEND), uid=uid)
+        handle = Handle(node, writable, append=bool(flags & os.O_APPEND), uid=uid, direct=bool(flags & os.O_DIRECT))
         number = pyfuse3.FileHandleT(self._state.add_handle(handle))
-        return pyfuse3.FileInfo(fh=number, keep_cache=True, direct_io=handle.append)
+        # Of what is read from pages we hear nothing, so whoever wants to see every access has them read anew after each open.
+        keep = self._state.atime is not AtimePolicy.STRICTATIME
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep, direct_io=handle.append)
 
     async def _truncate(self, node: Node) -> None:
         await self._leases.begin(node, _WRITE)
@@ -133,6 +140,8 @@ class OpenFiles:
             content = handle.content
             return content[offset : offset + size] if isinstance(content, bytes) else await content.read(size)
         data = node.data
+        if not handle.direct:
+            node.buffered = True  # now, not when it is answered: a direct write in between has to wait for this page
         if data is not None and node.lease and node.stalled is None and self._lease_valid():
             found = self._try_read(data, offset, size)
             if found is not None:
@@ -162,6 +171,10 @@ class OpenFiles:
             and self._try_write(data, offset, buffer)
         ):
             node.fills += 1
+            if not handle.direct:
+                node.buffered = True
+            elif node.buffered:
+                await self._forget_buffered(node)
             return len(buffer)
         if not handle.writable:
             raise OperationError(errno.EBADF, "the file is open for reading")
@@ -180,7 +193,21 @@ class OpenFiles:
             await self._drop_privileges(node)
         if end != offset:
             await kernel.forget_pages(node.inode)
+        elif not handle.direct:
+            node.buffered = True
+        elif node.buffered:
+            await self._forget_buffered(node)
         return len(buffer)
+
+    async def _forget_buffered(self, node: Node) -> None:
+        """Have pages dropped that do not show what a direct write has just changed.
+
+        Not waited for without end: what is written back from a mapping of such a descriptor looks like a direct write, and its page is
+        not dropped before we have answered.
+        """
+        node.buffered = False
+        with trio.move_on_after(limits.INVALIDATION_WAIT_S):
+            await kernel.forget_pages(node.inode)
 
     async def _append(self, node: Node, buffer: bytes) -> int:
         data = self._nodes.data_of(node)

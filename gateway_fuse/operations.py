@@ -30,7 +30,7 @@ class Operations(pyfuse3.Operations):
 
     enable_acl = True
     enable_writeback_cache = False
-    supports_dot_lookup = False
+    supports_dot_lookup = True
 
     def __init__(self, state: MountState, meter: Meter, trace: Trace) -> None:
         super().__init__()

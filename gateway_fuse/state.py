@@ -32,13 +32,14 @@ class AtimePolicy(enum.Enum):
 
 @dataclass(slots=True)
 class Handle:
-    """An open file. `content` is that of a virtual file, `uid` whose process opened it."""
+    """An open file. `content` is that of a virtual file, `uid` whose process opened it, `direct` whether past the page cache (O_DIRECT)."""
 
     node: Node
     writable: bool
     append: bool
     content: bytes | VirtualReader | None = None
     uid: int = 0
+    direct: bool = False
 
 
 @dataclass(slots=True)

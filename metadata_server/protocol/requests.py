@@ -80,7 +80,10 @@ class Committed(NamedTuple):
 
 @dataclass(slots=True)
 class Lookup(Request[Node | None]):
-    """Find a name. Answers None if it is absent. Grants READ on the directory, and on the node. Recalls WRITE on the node to READ."""
+    """Find a name, or the directory around one by `..`. Answers None if it is absent.
+
+    Grants READ on the directory, and on the node. Recalls WRITE on the node to READ.
+    """
 
     directory: int
     name: bytes

@@ -26,21 +26,27 @@ _ID_END = (1 << 32) - 1
 
 def touch_lookup(state: State, request: Lookup) -> list[Touch]:
     """Name what Lookup conflicts with: the directory, too, or it would be granted to who has just been asked to forget a name of it."""
-    state.need_directory(request.directory)
-    check_name(request.name)
+    child = _found(state, request)
     directory = Touch(request.directory, None, Access.READ)
-    child = state.rows.child(request.directory, request.name)
     return [directory, Touch(child, None, Access.READ)] if child else [directory]
 
 
 def lookup(state: State, request: Lookup) -> Answer:
     """Apply Lookup."""
-    state.need_directory(request.directory)
-    check_name(request.name)
-    if not state.rows.child(request.directory, request.name):
+    child = _found(state, request)
+    if not child:
         return None, [(request.directory, Lease.READ)]
-    row = state.need_child(request.directory, request.name)
+    row = state.need(child)
     return state.node(row), [(request.directory, Lease.READ), (row.number, Lease.READ)]
+
+
+def _found(state: State, request: Lookup) -> int:
+    """Give the inode a name leads to, 0 for none. `..` leads to the directory around, at the root to itself."""
+    row = state.need_directory(request.directory)
+    if request.name == b"..":
+        return (row.parent or row.number) if row.nlink else 0
+    check_name(request.name)
+    return state.rows.child(request.directory, request.name)
 
 
 Listed = tuple[list[EntryRow], list[Inode], bool]
