@@ -1,7 +1,8 @@
 """An image as a source: a snapshot made for the run, and what changed since the snapshot of the backup before.
 
 One snapshot of a source is kept for each vault: that of its newest backup, from which the next run starts. Its name tells the
-vault and the run (`backup-<vault>-<run>`), so what a killed run left is found and removed by the next one.
+vault and the run (`backup-<vault>-<run>`), so what a killed run left is found and removed by the next one. It says that a backup made it,
+so it goes with the image without a question.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from core.volume.generations.snapshots import Snapshot, create_snapshot, find_sn
 from core.volume.image import Image
 from core.volume.images import image_info, open_image
 from core.volume.options import ImageOptions
+from core.volume.snapshot_records import Maker
 
 _NONCE_DIGITS = 8
 
@@ -112,7 +114,8 @@ def _unpinned_source(pool: Pool, image: str, _visit: Visit) -> Iterator[ImageSou
 
 @contextmanager
 def _pinned_source(pool: Pool, image: str, visit: Visit) -> Iterator[ImageSource]:
-    made = create_snapshot(pool, image, _prefix(visit.vault) + visit.lease.nonce.hex()[:_NONCE_DIGITS])
+    name = _prefix(visit.vault) + visit.lease.nonce.hex()[:_NONCE_DIGITS]
+    made = create_snapshot(pool, image, name, maker=Maker.BACKUP)
     try:
         with opened_snapshot(pool, image, made.name) as opened:
             yield ImageSource(pool, image, opened, made)

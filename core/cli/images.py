@@ -17,12 +17,13 @@ from core.config import split_image_reference, split_snapshot
 from core.errors import IntegrityError, UsageError
 from core.pool.pool import Pool
 from core.units import format_size
-from core.volume.generations.snapshots import count_snapshots, find_snapshot
+from core.volume.generations.snapshots import count_snapshots, find_snapshot, list_snapshots
 from core.volume.image import ImageUsage
 from core.volume.images import ImageInfo, create_image, image_info, image_names, list_images, rename_image
 from core.volume.reading import reading
 from core.volume.removal import finish_removals, remove_image
 from core.volume.resizing import resize_image
+from core.volume.snapshot_records import Maker
 
 _DU_COLUMNS: Final = {
     "logical_bytes": "logical",
@@ -167,13 +168,18 @@ def mv(session: Session, image: str, new: str) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @with_session
 def rm(session: Session, images: tuple[str, ...], force: bool, yes: bool) -> None:
-    """Remove images and everything stored for them, for good. An image in use is refused."""
+    """Remove images and everything stored for them, for good. An image in use is refused, and one with snapshots or clones.
+
+    Snapshots that backups made to start their next run from are not asked for: they go with the image. The backups stay.
+    """
     if not yes and sys.stdin.isatty():
         click.confirm(f"Remove {', '.join(images)} for good?", abort=True, err=True)
     for reference in images:
         with session.pool_of_image(reference) as (opened, name):
+            made = 0 if force else sum(each.maker is Maker.BACKUP for each in list_snapshots(opened, name))
             remove_image(opened, name, force=force)
-        click.echo(f"removed image {name}")
+        also = f", and {made} snapshots that backups had made of it; the backups stay" if made else ""
+        click.echo(f"removed image {name}{also}")
 
 
 @click.command()

@@ -21,6 +21,7 @@ from core.store.contract import Appendable, ObjectExistsError
 from core.volume.log.description import child_key, image_prefix, load_description
 from core.volume.log.names import VolumeNames
 from core.volume.log.owner_lock import OwnerLock, living_leases
+from core.volume.snapshot_records import SnapshotRecords
 
 PREFIX: Final = "removed/"
 REMOVING: Final = "removing/"
@@ -30,7 +31,9 @@ Claim = Callable[[bytes], None]
 
 
 def remove_image(pool: Pool, name: str, *, force: bool = False) -> None:
-    """Delete an image and everything it stored; LockedError while a live writer or reader has it open.
+    """Delete an image and everything it stored; LockedError while a live writer or reader has it open, or if it has snapshots or clones.
+
+    Snapshots that backups made go with it: the next run reads an image whole where they are missing, and restoring needs none.
 
     `force` removes it whoever has it open, and even if it is too damaged to be opened; its writer then fails.
     """
@@ -105,7 +108,7 @@ def _check_unneeded(pool: Pool, family: VolumeFamily, name: str, volume_id: byte
         pool.records.put(RecordKind.REMOVED, note, {"image": volume_id, "since": int(pool.world.now())})
     names = VolumeNames(family.prefix(volume_id))
     children = sum(1 for _ in pool.store.list(names.children))
-    snapshots = 0 if force else sum(1 for info in pool.store.list(names.snapshots) if info.key.count("/") == 3)
+    snapshots = 0 if force else _wanted_snapshots(pool, family, name, volume_id)
     if children or snapshots:
         pool.store.delete(note)
         pool.store.delete(names.lock)
@@ -117,6 +120,16 @@ def _check_unneeded(pool: Pool, family: VolumeFamily, name: str, volume_id: byte
         raise LockedError(
             f"{name} has {snapshots} snapshots: `blockyard snapshot ls` shows them; remove them first, or all with force"
         )
+
+
+def _wanted_snapshots(pool: Pool, family: VolumeFamily, name: str, volume_id: bytes) -> int:
+    """Count the records of snapshots that somebody asked for. Those that a backup or a rollback made go with what they were made of."""
+    prefix = VolumeNames(family.prefix(volume_id)).snapshots
+    count = sum(1 for info in pool.store.list(prefix) if info.key.count("/") == 3)
+    if not count or family is not IMAGES:
+        return count
+    info, keys = load_description(pool, name, volume_id)
+    return count - len([each for each in SnapshotRecords(pool.store, info, keys, pool.world).everything() if each.maker])
 
 
 def finish_removals(pool: Pool) -> int:

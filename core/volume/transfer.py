@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from core import limits
-from core.errors import AlreadyExistsError, OutOfSpaceError, UsageError, WorldError
+from core.errors import AlreadyExistsError, NotFoundError, OutOfSpaceError, UsageError, WorldError
 from core.pool.pool import Pool
 from core.units import BLOCK_BYTES, GIB, MIB
 from core.volume.image import Image
@@ -169,14 +169,25 @@ def provisional_image(pool: Pool, name: str, size_bytes: int, options: ImageOpti
             image.flush()
         finally:
             image.close()
-        rename_image(pool, provisional, name)
-        if was_abandoned(pool, info.volume_id):
-            raise WorldError(f"the import of {name!r} slept for so long that a sweep took it away; import it again")
+        _give_name(pool, info.volume_id, provisional, name)
     except BaseException:
         # The first error is what the user must see; what stays is listed under its provisional name until a sweep takes it.
         with contextlib.suppress(Exception):
             remove_image(pool, provisional, force=True)
         raise
+
+
+def _give_name(pool: Pool, volume_id: bytes, provisional: str, name: str) -> None:
+    """Let an import happen; WorldError, and nothing is left, if a sweep took it for abandoned meanwhile."""
+    try:
+        rename_image(pool, provisional, name)
+        missed = None
+    except NotFoundError as error:
+        missed = error
+    if was_abandoned(pool, volume_id):
+        raise WorldError(f"the import of {name!r} slept for so long that a sweep took it away; import it again")
+    if missed is not None:
+        raise missed
 
 
 def _provisional_name(name: str, nonce: str) -> str:

@@ -11,17 +11,25 @@ from core.backup.restore import restore_image
 from core.backup.run import RunOptions, run_backup
 from core.backup.vault import Vault, open_or_create_vault
 from core.backup.visit import reading
-from core.errors import StoreError
+from core.errors import LockedError, NotFoundError, StoreError
 from core.pool.keys import Role
 from core.pool.pool import Pool, open_pool
 from core.store.memory import MemoryStore
-from core.volume.generations.snapshots import create_snapshot, list_snapshots, rollback
+from core.volume.generations.snapshots import (
+    create_snapshot,
+    list_snapshots,
+    protect_snapshot,
+    rename_snapshot,
+    rollback,
+)
 from core.volume.image import Image
 from core.volume.images import create_image, open_image, rename_image
 from core.volume.options import ImageOptions
+from core.volume.reading import reading as image_reading
+from core.volume.removal import remove_image
 from core.world import World
 from tests.helpers import hooked, read
-from tests.unit.backup_world import CHUNK, content, silent
+from tests.unit.backup_world import CHUNK, content, noise, silent
 from tests.unit.pool_world import make_pool
 
 SIZE = 64 * CHUNK
@@ -202,3 +210,51 @@ def test_a_base_snapshot_that_is_gone_makes_the_run_read_everything() -> None:
     assert made.statistics.read_bytes == 3 * CHUNK
     assert made.statistics.new_bytes == 0
     assert isinstance(disk.made.store, MemoryStore)
+
+
+def test_an_image_that_was_backed_up_can_be_removed_and_the_next_of_its_name_is_backed_up_whole() -> None:
+    disk = Disk()
+    first = noise(1, 8)
+    disk.write(0, first)
+    made = disk.run()
+    assert len(list_snapshots(disk.pool, "disk")) == 1
+    remove_image(disk.pool, "disk")
+    assert not list(disk.pool.store.list("image/"))
+    with pytest.raises(NotFoundError):
+        disk.run()
+    create_image(disk.pool, "disk", SIZE)
+    second = noise(2, 8)
+    disk.write(0, second)
+    again = disk.run()
+    assert again.mode is Mode.FULL and again.parent is None, "another image, though of the same name"
+    assert disk.bytes()[: len(second)] == second
+    with reading(disk.vault) as visit:
+        for number, (manifest, data) in enumerate([(made, first), (again, second)]):
+            restore_image(visit, manifest, disk.pool, f"back{number}", ImageOptions(), silent)
+            with image_reading(disk.pool, f"back{number}") as image:
+                assert read(image)[: len(data)] == data
+
+
+def test_an_image_restored_under_its_old_name_begins_a_chain_of_its_own() -> None:
+    disk = Disk()
+    disk.write(0, noise(1, 8))
+    made = disk.run()
+    remove_image(disk.pool, "disk")
+    with reading(disk.vault) as visit:
+        restore_image(visit, made, disk.pool, "disk", ImageOptions(), silent)
+    again = disk.run()
+    assert again.mode is Mode.FULL and again.statistics.new_chunks == 0, "everything is in the vault already"
+
+
+def test_a_snapshot_of_a_backup_that_somebody_renamed_or_protected_keeps_its_image() -> None:
+    for change in (
+        lambda pool, name: rename_snapshot(pool, "disk", name, "mine"),
+        lambda pool, name: protect_snapshot(pool, "disk", name, on=True),
+    ):
+        disk = Disk()
+        disk.write(0, noise(1, 8))
+        disk.run()
+        (snapshot,) = list_snapshots(disk.pool, "disk")
+        change(disk.pool, snapshot.name)
+        with pytest.raises(LockedError, match="1 snapshots"):
+            remove_image(disk.pool, "disk")

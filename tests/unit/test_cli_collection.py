@@ -85,3 +85,24 @@ def test_gc_tells_what_it_would_do_does_it_and_names_what_it_leaves(blockyard: C
     text = blockyard.run("gc", blockyard.image("disk"))
     assert text.splitlines()[0].split()[:3] == ["name", "mapped", "stored"]
     assert "metadata server" in blockyard.run("gc", blockyard.pool)
+
+
+def test_an_image_that_was_backed_up_is_removed_with_a_word_on_what_goes_along(
+    blockyard: Command, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    raw.write_bytes(os.urandom(MIB))
+    blockyard.run("image", "import", raw, blockyard.image("disk"))
+    vault = f"file://{tmp_path}/vault"
+    blockyard.run("pool", "create", vault)
+    blockyard.run("backup", "run", blockyard.image("disk"), vault)
+    blockyard.run("snapshot", "create", blockyard.image("disk@mine"))
+    assert "disk has 1 snapshots" in blockyard.run("image", "rm", "-y", blockyard.image("disk"), status=6)
+    blockyard.run("snapshot", "rm", "-y", blockyard.image("disk@mine"))
+    said = blockyard.run("image", "rm", "-y", blockyard.image("disk"))
+    assert "1 snapshots that backups had made of it; the backups stay" in said
+    blockyard.run("backup", "restore", f"{vault}/disk", blockyard.image("disk"))
+    blockyard.run("backup", "run", blockyard.image("disk"), vault)
+    out = tmp_path / "out"
+    blockyard.run("image", "export", blockyard.image("disk"), out)
+    assert out.read_bytes() == raw.read_bytes()
