@@ -22,6 +22,7 @@ from core import limits
 from core.errors import BlockyardError, FencedError
 from core.filesystem.file_log import Closed, FileLog
 from core.world import World
+from gateway_fuse.durable_thread import Doze, DurableThread, no_doze
 from gateway_fuse.file_data import FileData
 from metadata_server.client.connection import Client
 from metadata_server.client.errors import SessionLostError
@@ -56,11 +57,28 @@ class _Taken:
     update: Update
 
 
+class _Turns:
+    """One commit after the other. Costs no round through the scheduler where nobody has the turn."""
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Commits:
     """What of a mount's files the server does not know yet. `make_log` gives the log of a session by its epoch."""
 
     def __init__(self, make_log: Callable[[int], FileLog], client: Client, world: World) -> None:
         self.counters = FilesCounters()
+        self.doze: Doze = no_doze
         self._make_log = make_log
         self._client = client
         self._world = world
@@ -71,7 +89,8 @@ class Commits:
         self._wanted: dict[int, FileData] = {}
         self._want_durable = False
         self._want_publish = False
-        self._committing = trio.Lock()
+        self._committing = _Turns()
+        self._durable_thread: DurableThread | None = None
 
     @property
     def log(self) -> FileLog:
@@ -198,7 +217,10 @@ class Commits:
 
     async def _make_durable(self) -> None:
         self.counters.flushes += 1
-        await trio.to_thread.run_sync(self.log.flush)
+        if self._durable_thread is None:
+            self._durable_thread = DurableThread()
+        # A put takes longer than a moment.
+        await self._durable_thread.run(self.log.flush, self.doze if self.log.is_appendable else no_doze)
 
     async def _send(self, taken: list[_Taken], closed: list[Closed], *, durable: bool) -> None:
         reported = [ClosedSegment(each.sequence, each.blocks, each.stored_bytes) for each in closed]
@@ -262,6 +284,8 @@ class Commits:
         """Stop the log's threads; `flush_all` comes first."""
         if self._log is not None:
             self._log.close()
+        if self._durable_thread is not None:
+            self._durable_thread.close()
 
 
 def _batches(taken: list[_Taken]) -> Iterable[list[_Taken]]:

@@ -36,6 +36,7 @@ from core.volume.images import image_options
 from gateway_fuse import kernel, limits
 from gateway_fuse.commits import Commits
 from gateway_fuse.control import Trace, TraceReader, install_control
+from gateway_fuse.durable_thread import no_doze
 from gateway_fuse.files import Files
 from gateway_fuse.leases import Leases
 from gateway_fuse.metrics import Meter, MountCollector, prometheus_text, resident_bytes
@@ -309,7 +310,7 @@ class MountProgram:
 
     async def _answer_kernel(self, state: MountState) -> None:
         """Answer requests until the kernel has no more, or a signal came."""
-        install_request_loop()
+        state.commits.doze = state.client.doze = install_request_loop()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._loop, nursery)
             await trio.to_thread.run_sync(os.stat, self._order.directory)
@@ -327,6 +328,7 @@ class MountProgram:
     async def _finish(self, state: MountState, meter: Meter) -> None:
         """Have everything in the pool, and the mount out of the tree."""
         error = ""
+        state.commits.doze = state.client.doze = no_doze  # the kernel's descriptor is about to be closed
         try:
             pyfuse3.close(unmount=True)
             with trio.move_on_after(limits.STOP_S) as scope:

@@ -10,7 +10,8 @@ Used by the tasks of the FUSE loop only. Invariants:
 2. Who leaves with a request has a successor, so that requests are read while its handler waits. Until the handler does wait, the successor
    does not run, and the same worker reads on.
 3. A worker sleeps in select, where nothing else of the mount runs, only while nobody has a request, and for `_DOZE_S` at most; after
-   `_TURN_S` it lets others run in any case.
+   `_TURN_S` it lets others run in any case. A handler that waits for a disk may do so, too (`doze`), while its request is the only one,
+   and until the kernel has another.
 """
 
 import select
@@ -22,6 +23,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from gateway_fuse.durable_thread import Doze, no_doze
 from gateway_fuse.kernel import fuse_descriptor
 
 _DOZE_S: Final = 0.0002
@@ -39,12 +41,16 @@ class RequestLoop:
         descriptor: int,
         *,
         ready: Callable[[float], bool],
+        ready_before: Callable[[int, float], bool] = lambda _descriptor, _seconds: False,
         wait_readable: Callable[[int], Any] = trio.lowlevel.wait_readable,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`ready(seconds)` says whether there is a request, sleeping that long for it."""
+        """`ready(seconds)` says whether there is a request, sleeping that long for it. `ready_before(descriptor, seconds)` says whether
+        a descriptor is readable, sleeping that long for it unless there is a request.
+        """
         self._descriptor = descriptor
         self._ready = ready
+        self._ready_before = ready_before
         self._wait_readable = wait_readable
         self._clock = clock
         self._waiting: trio.lowlevel.Task | None = None
@@ -76,6 +82,10 @@ class RequestLoop:
             self._successor = self._parked.popleft()
             trio.lowlevel.reschedule(self._successor)
         return True
+
+    def doze(self, descriptor: int, seconds: float) -> bool:
+        """Say whether a descriptor is readable, sleeping that long for it as long as nobody else wants the thread (3)."""
+        return not self._closed and len(self._busy) <= 1 and self._ready_before(descriptor, seconds)
 
     async def _wait_in_epoll(self, task: trio.lowlevel.Task) -> bool:
         self._waiting = task
@@ -118,14 +128,24 @@ class RequestLoop:
             trio.lowlevel.reschedule(self._parked.popleft())
 
 
-def install_request_loop() -> None:
-    """Put it in pyfuse3's place, after `pyfuse3.init` and before `pyfuse3.main`."""
+def install_request_loop() -> Doze:
+    """Put it in pyfuse3's place, after `pyfuse3.init` and before `pyfuse3.main`; say how handlers may doze beside it."""
     descriptor = fuse_descriptor()
     if descriptor is None or descriptor >= _SELECTABLE or not hasattr(pyfuse3, _HOOK):
-        return
+        return no_doze
     descriptors = (descriptor,)
 
     def ready(seconds: float) -> bool:
         return bool(select.select(descriptors, (), (), seconds)[0])
 
-    setattr(pyfuse3, _HOOK, RequestLoop(descriptor, ready=ready).wait)
+    def ready_before(other: int, seconds: float) -> bool:
+        return _is_first(other, descriptors, seconds)
+
+    loop = RequestLoop(descriptor, ready=ready, ready_before=ready_before)
+    setattr(pyfuse3, _HOOK, loop.wait)
+    return loop.doze
+
+
+def _is_first(descriptor: int, others: tuple[int, ...], seconds: float) -> bool:
+    """Say whether a descriptor is readable, sleeping that long for it, or until one of the others is."""
+    return descriptor < _SELECTABLE and descriptor in select.select((descriptor, *others), (), (), seconds)[0]

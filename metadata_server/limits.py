@@ -37,6 +37,8 @@ CONNECT_S: Final = 10.0
 """One attempt to connect, the handshake in it."""
 INLINE_WAIT_S: Final = 0.0003
 """A client's call waits this long for its answer without giving other tasks the processor: a task switch costs a third of a call."""
+INLINE_SYNC_WAIT_S: Final = 0.001
+"""The same for an answer that comes after a sync, where somebody sees to it that others are not kept waiting (`Client.doze`)."""
 CLIENT_TURN_S: Final = 0.002
 """A client whose calls never sleep lets other tasks of its process run this often."""
 PUMP_WAIT_S: Final = 0.001

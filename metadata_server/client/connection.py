@@ -26,7 +26,7 @@ from metadata_server.client.observer import Observer
 from metadata_server.client.slots import ClientSlots, Pending
 from metadata_server.client.transport import SessionEndedError, connect
 from metadata_server.client.validity import Validity
-from metadata_server.limits import CLIENT_TURN_S, HEARTBEATS_PER_LEASE, INLINE_WAIT_S, RECONNECT_S
+from metadata_server.limits import CLIENT_TURN_S, HEARTBEATS_PER_LEASE, INLINE_SYNC_WAIT_S, INLINE_WAIT_S, RECONNECT_S
 from metadata_server.protocol import messages, requests
 from metadata_server.protocol.address import parse_address
 from metadata_server.protocol.arguments import arguments_of
@@ -50,8 +50,16 @@ _NEVER_WAITING: Final = frozenset(
 
 
 def _waits_for_a_disk(request: Request[Any]) -> bool:
-    """Say whether the answer comes after a sync: longer than a call waits without giving other tasks a turn."""
+    """Say whether the answer comes after a sync: nobody else is to wait for that."""
     return isinstance(request, requests.Sync) or (isinstance(request, requests.Commit) and request.durable)
+
+
+def _is_readable(descriptor: int, seconds: float) -> bool:
+    return bool(select.select((descriptor,), (), (), seconds)[0])
+
+
+def _no_doze(_descriptor: int, _seconds: float) -> bool:
+    return False
 
 
 @asynccontextmanager
@@ -105,6 +113,8 @@ class Client:
         self.round_trips = 0
         self.round_trips_inline = 0
         """Requests that were answered, and those of them whose caller was never put to sleep."""
+        self.doze: Callable[[int, float], bool] = _no_doze
+        """Says whether a descriptor is readable, sleeping that many seconds for it at most, and only while nobody else wants the thread."""
         self._address = parse_address(address)
         self._context = context
         self._hello = Hello(VERSION, filesystem_id, client_name, 0, b"")
@@ -160,8 +170,11 @@ class Client:
             self._broken(f"{error}")
         if wire.unsent:
             self._flush_later()
-        if len(self._slots) == 1 and not _waits_for_a_disk(request):
-            self._wait_inline(pending)
+        if len(self._slots) == 1:
+            if _waits_for_a_disk(request):
+                self._wait_inline(pending, self.doze, INLINE_SYNC_WAIT_S)
+            else:
+                self._wait_inline(pending, _is_readable, INLINE_WAIT_S)
         if not pending.is_done:
             await self._wait(pending)
         elif self._recalls or sent - self._turned > CLIENT_TURN_S:
@@ -203,14 +216,14 @@ class Client:
             f"the metadata server at {self._address} did not answer within {DURABLE_WAIT_S:g} s"
         )
 
-    def _wait_inline(self, pending: Pending) -> None:
+    def _wait_inline(self, pending: Pending, readable: Callable[[int, float], bool], seconds: float) -> None:
         """Wait a moment for an answer without a task switch, which costs a third of a round trip; nobody else's is expected."""
         wire = self._wire
         if wire is None or wire.fileno() >= _SELECTABLE:
             return
-        descriptor = (wire.fileno(),)
-        while not pending.is_done and self._wire is wire:
-            if not select.select(descriptor, (), (), INLINE_WAIT_S)[0]:
+        recalls = len(self._recalls)
+        while not pending.is_done and self._wire is wire and len(self._recalls) <= recalls:
+            if not readable(wire.fileno(), seconds):
                 return
             self._receive()
         self.round_trips_inline += 1

@@ -1,11 +1,12 @@
 """Who reads the kernel's requests (gateway_fuse/request_loop.py; the numbers are its invariants)."""
 
+import os
 from collections import deque
 
 import trio
 import trio.testing
 
-from gateway_fuse.request_loop import RequestLoop
+from gateway_fuse.request_loop import RequestLoop, _is_first
 
 
 class Kernel:
@@ -104,6 +105,39 @@ def test_nobody_dozes_while_a_request_is_being_worked_on():  # 3
             nursery.cancel_scope.cancel()
 
     trio.run(program)
+
+
+def test_a_handler_dozes_only_while_its_request_is_the_only_one():  # 3
+    async def program():
+        kernel, log, gates = Kernel(), [], {"slow": trio.Event(), "slower": trio.Event()}
+        loop = kernel.loop()
+        loop._ready_before = lambda descriptor, seconds: (descriptor, seconds) == (7, 0.5)
+        async with trio.open_nursery() as nursery:
+            for name in ("one", "two", "three"):
+                nursery.start_soon(worker, name, loop, kernel, log, gates)
+                await trio.testing.wait_all_tasks_blocked()
+            kernel.ask("slow")
+            await trio.testing.wait_all_tasks_blocked()
+            assert loop.doze(7, 0.5)
+            kernel.ask("slower")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not loop.doze(7, 0.5)
+            nursery.cancel_scope.cancel()
+
+    trio.run(program)
+
+
+def test_a_doze_ends_when_the_kernel_has_a_request():  # 3
+    awaited, kernel = os.eventfd(0), os.eventfd(0)
+    try:
+        assert not _is_first(awaited, (kernel,), 0.001)
+        os.eventfd_write(kernel, 1)
+        assert not _is_first(awaited, (kernel,), 600.0)
+        os.eventfd_write(awaited, 1)
+        assert _is_first(awaited, (kernel,), 600.0)
+    finally:
+        os.close(awaited)
+        os.close(kernel)
 
 
 def test_others_run_after_a_turn_even_if_requests_keep_coming():  # 3
