@@ -10,9 +10,10 @@ from core.crypto.volume import VolumeKeys
 from core.filesystem.description import FilesystemInfo, create_description, load_description
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
-from core.pool.volumes import load_all
+from core.pool.volumes import FILESYSTEMS, load_all
 from core.store.contract import Store
 from core.volume.log.names import VolumeNames
+from core.volume.removal import rename_volume
 from core.world import World
 
 __all__ = [
@@ -65,4 +66,4 @@ def list_filesystems(pool: Pool) -> list[FilesystemInfo]:
 def rename_filesystem(pool: Pool, old: str, new: str) -> None:
     """Rename a filesystem, mounted or not; AlreadyExistsError if the new name is taken. Durable on return."""
     pool.keys.require_writer("renaming a filesystem")
-    pool.names.rename(old, new, VolumeKind.FILESYSTEM)
+    rename_volume(pool, FILESYSTEMS, old, new)

@@ -184,8 +184,8 @@ class Names:
                 return found
         return None
 
-    def rename(self, old: str, new: str, kind: VolumeKind = VolumeKind.IMAGE) -> None:
-        """Give the volume called `old` the name `new`. After a crash it has one of the two, or both until the next try."""
+    def rename(self, old: str, new: str, kind: VolumeKind = VolumeKind.IMAGE) -> bytes:
+        """Give the volume called `old` the name `new`; give its id. After a crash it has one of the two, or both until the next try."""
         current = self.get(old, kind)
         taken = self.find(new)
         if old == new:
@@ -193,6 +193,7 @@ class Names:
         if taken is None or taken.volume_id != current.volume_id or taken.renames < current.renames:
             self.add(new, current.volume_id, current.renames + 1, kind)
         self._erase(old)
+        return current.volume_id
 
     def remove(self, volume_id: bytes) -> None:
         """Remove every name of a volume, stale ones first; durable on return."""

@@ -58,7 +58,7 @@ def _name(pool: Pool, _keys: VolumeKeys | None, key: str, fields: RecordFields) 
 
 
 def _removal(_pool: Pool, _keys: VolumeKeys | None, key: str, fields: RecordFields) -> None:
-    if fields.blob("image", VOLUME_ID_BYTES).hex() != key.rpartition("/")[2]:
+    if fields.blob("image", VOLUME_ID_BYTES).hex() != key.rpartition("/")[2].partition("-")[0]:
         raise IntegrityError(f"{key} names another volume than its key: it was swapped")
 
 
@@ -106,7 +106,8 @@ FAMILIES: Final[Sequence[ObjectFamily]] = (
     family("points of a retired writer", r"retired/[0-9a-f]{16}-[0-9a-f]+/[0-9a-f]{4}", admin_record(RecordKind.RETIRED), record=True),
     family("key slot", f"slot/{SEQUENCE}", _slot, record=True),
     family("name", f"name/{HASH}", pool_record(RecordKind.NAME, _name), record=True),
-    family("removal", f"remov(?:ed|ing)/{VOLUME}", pool_record(RecordKind.REMOVED, _removal), advisory=True),
+    family("removal", f"removed/{VOLUME}", pool_record(RecordKind.REMOVED, _removal), advisory=True),
+    family("note of a removal", f"removing/{VOLUME}(?:-[0-9a-f]{{16}})?", pool_record(RecordKind.REMOVED, _removal), advisory=True),
     family("image description", f"{_IMAGE}/image", pool_record(IMAGES.record), record=True),
     family("segment", f"{_IMAGE}/log/{SEQUENCE}", _segment),
     family("checkpoint", f"{_IMAGE}/checkpoint/{SEQUENCE}/root", _root),

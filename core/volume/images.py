@@ -13,7 +13,7 @@ from core.errors import BlockyardError, ReadOnlyError, UsageError
 from core.format.compression import Compression
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
-from core.pool.volumes import load_all
+from core.pool.volumes import IMAGES, load_all
 from core.units import format_size
 from core.volume.ancestry import beginning
 from core.volume.image import Image
@@ -22,6 +22,7 @@ from core.volume.log.description import ImageInfo, create_description, load_desc
 from core.volume.log.pins import Pin
 from core.volume.opening import open_volume
 from core.volume.options import Durability, ImageOptions
+from core.volume.removal import rename_volume
 from core.volume.snapshot_records import SnapshotRecords
 
 __all__ = [
@@ -164,4 +165,4 @@ def image_keys(pool: Pool, name: str) -> tuple[ImageInfo, VolumeKeys]:
 def rename_image(pool: Pool, old: str, new: str) -> None:
     """Rename an image, open or not; AlreadyExistsError if the new name is taken. Durable on return."""
     pool.keys.require_writer("renaming an image")
-    pool.names.rename(old, new)
+    rename_volume(pool, IMAGES, old, new)

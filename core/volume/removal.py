@@ -1,9 +1,10 @@
 """Removing a volume for good. Stateless; any thread, any process, several at once.
 
 Order, so that a crash at any point leaves either the whole volume or a removal that the next one finishes:
-(0) a record `removing/<volume>`, after which children and protected snapshots are looked for: if there are any it goes, and the volume
-stays; (1) a record `removed/<volume>`; (2) the names go; (3) all objects of the volume but its description; (4) the records that
-ancestors have of a clone; (5) the description; (6) the records of (0) and (1). Nothing else of the pool is touched.
+(0) a note `removing/<volume>-<nonce>`, after which children and snapshots are looked for: if there are any the note goes, and the
+volume stays. It is the remover's own, for another who gives up takes his away; (1) a record `removed/<volume>`; (2) the names go;
+(3) all objects of the volume but its description; (4) the records that ancestors have of a clone; (5) the description; (6) the notes of
+(0) and the record of (1). Nothing else of the pool is touched.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from core import limits
-from core.errors import IntegrityError, LockedError
+from core.errors import IntegrityError, LockedError, NotFoundError
 from core.format.record import RecordFields, RecordKind, RecordValue
 from core.pool.names import VOLUME_ID_BYTES, Name, VolumeKind
 from core.pool.pool import Pool
@@ -26,6 +27,7 @@ from core.volume.snapshot_records import SnapshotRecords
 PREFIX: Final = "removed/"
 REMOVING: Final = "removing/"
 _BATCH: Final = 256
+_NONCE_BYTES: Final = 8
 Claim = Callable[[bytes], None]
 """Makes sure that nobody uses the volume of this id, and keeps others out while its objects go; LockedError if somebody does."""
 
@@ -75,11 +77,11 @@ def remove_abandoned(pool: Pool, name: Name) -> bool:
     names = VolumeNames(IMAGES.prefix(volume_id))
     try:
         _claim(pool, name.name, volume_id, force=False)
-        _check_unneeded(pool, IMAGES, name.name, volume_id, force=True)
+        note = _check_unneeded(pool, IMAGES, name.name, volume_id, force=True)
     except LockedError:
         return False
     if any(each.volume_id == volume_id and not each.provisional for each in pool.names.everything()):
-        pool.store.delete(REMOVING + volume_id.hex())
+        pool.store.delete(note)
         pool.store.delete(names.lock)
         return False
     _decide(pool, IMAGES, volume_id)
@@ -96,16 +98,32 @@ def was_abandoned(pool: Pool, volume_id: bytes) -> bool:
     return True
 
 
+def rename_volume(pool: Pool, family: VolumeFamily, old: str, new: str) -> None:
+    """Give a volume another name, whoever uses it; AlreadyExistsError if that is taken. Durable on return.
+
+    A removal is decided before the names are listed that go, and that is on record until all objects have gone: who looks after the new
+    name stands sees one or the other, if his name came too late to go with the others.
+    """
+    volume_id = pool.names.rename(old, new, family.kind)
+    if pool.store.head(PREFIX + volume_id.hex()) is None and any(
+        True for _ in pool.store.list(family.prefix(volume_id) + "/")
+    ):
+        return
+    pool.names.remove(volume_id)
+    raise NotFoundError(f"{family.kind.value} {old!r} was removed meanwhile")
+
+
 def is_being_removed(pool: Pool, volume_id: bytes) -> bool:
     """Say whether somebody began to remove a volume and may not have looked for children yet, or is past that."""
-    return any(pool.store.head(prefix + volume_id.hex()) is not None for prefix in (REMOVING, PREFIX))
+    return any(True for _ in pool.store.list(REMOVING + volume_id.hex())) or (
+        pool.store.head(PREFIX + volume_id.hex()) is not None
+    )
 
 
-def _check_unneeded(pool: Pool, family: VolumeFamily, name: str, volume_id: bytes, *, force: bool) -> None:
-    """Note that the volume is about to go, then look whether anybody needs it; LockedError, and the note is gone, if so."""
-    note = REMOVING + volume_id.hex()
-    with contextlib.suppress(ObjectExistsError):
-        pool.records.put(RecordKind.REMOVED, note, {"image": volume_id, "since": int(pool.world.now())})
+def _check_unneeded(pool: Pool, family: VolumeFamily, name: str, volume_id: bytes, *, force: bool) -> str:
+    """Note that the volume is about to go, then look whether anybody needs it; give the note's key. LockedError, and it is gone, if so."""
+    note = f"{REMOVING}{volume_id.hex()}-{pool.world.random_bytes(_NONCE_BYTES).hex()}"
+    pool.records.put(RecordKind.REMOVED, note, {"image": volume_id, "since": int(pool.world.now())})
     names = VolumeNames(family.prefix(volume_id))
     children = sum(1 for _ in pool.store.list(names.children))
     snapshots = 0 if force else _wanted_snapshots(pool, family, name, volume_id)
@@ -120,6 +138,7 @@ def _check_unneeded(pool: Pool, family: VolumeFamily, name: str, volume_id: byte
         raise LockedError(
             f"{name} has {snapshots} snapshots: `blockyard snapshot ls` shows them; remove them first, or all with force"
         )
+    return note
 
 
 def _wanted_snapshots(pool: Pool, family: VolumeFamily, name: str, volume_id: bytes) -> int:
@@ -129,7 +148,9 @@ def _wanted_snapshots(pool: Pool, family: VolumeFamily, name: str, volume_id: by
     if not count or family is not IMAGES:
         return count
     info, keys = load_description(pool, name, volume_id)
-    return count - len([each for each in SnapshotRecords(pool.store, info, keys, pool.world).everything() if each.maker])
+    return count - len(
+        [each for each in SnapshotRecords(pool.store, info, keys, pool.world).everything() if each.maker]
+    )
 
 
 def finish_removals(pool: Pool) -> int:
@@ -165,7 +186,8 @@ def _finish(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
     _delete_all(pool, (info.key for info in pool.store.list(prefix + "/") if info.key != last))
     _leave_ancestors(pool, family, volume_id)
     pool.store.delete(last)
-    pool.store.delete(REMOVING + volume_id.hex())
+    for info in list(pool.store.list(REMOVING + volume_id.hex())):
+        pool.store.delete(info.key)
     pool.store.delete(PREFIX + volume_id.hex())
 
 
