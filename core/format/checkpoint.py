@@ -1,7 +1,7 @@
 """Checkpoint roots and page packs (docs/format.md, "Checkpoint"). Pure functions on bytes."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,6 +67,16 @@ class PageTable:
         assert at is not None, "only pages of the table are asked for"
         digest = self.digests[at * PAGE_DIGEST_BYTES : (at + 1) * PAGE_DIGEST_BYTES]
         return PagePlace(int(self.packs[at]), int(self.offsets[at]), int(self.lengths[at]), digest)
+
+    def places(self, pages: Sequence[int]) -> list[PagePlace]:
+        """Say where each of many pages of the table stands."""
+        wanted = np.fromiter(pages, np.uint64, len(pages))
+        at = np.searchsorted(self.numbers, wanted)
+        assert len(wanted) == 0 or bool((self.numbers[at] == wanted).all()), "only pages of the table are asked for"
+        digests = (self.digests[each * PAGE_DIGEST_BYTES : (each + 1) * PAGE_DIGEST_BYTES] for each in at.tolist())
+        return list(
+            map(PagePlace, self.packs[at].tolist(), self.offsets[at].tolist(), self.lengths[at].tolist(), digests)
+        )
 
     def merged(self, changed: dict[int, PagePlace | None]) -> "PageTable":
         """Give the table after a checkpoint: places that changed, None for a page that became all holes."""

@@ -10,12 +10,14 @@ No I/O happens under `_lock`; pages of the map that are not in memory are loaded
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from core import limits
 from core.errors import BlockyardError, IntegrityError, ReadOnlyError, StoreError, UsageError
+from core.format.checkpoint import PageTable
 from core.format.frame import OpenFrame
 from core.store.contract import Buffer
 from core.units import BLOCK_BYTES
@@ -259,7 +261,11 @@ class Image:
         with self._lock:
             state = self._state
             changed = frozenset(state.map.dirty | state.map.pinned)
-            return MapView(state.size_bytes, state.pages, changed, self._entries, self._pages.lineage)
+            load = partial(self._read_pages, state.pages, state.size_bytes) if self.readonly else _no_pages
+            return MapView(state.size_bytes, state.pages, changed, self._entries, self._pages.lineage, load)
+
+    def _read_pages(self, table: PageTable, size_bytes: int, pages: Sequence[int]) -> Mapping[int, bytes]:
+        return self._patience.ask(self._pages.load, table, pages, size_bytes)
 
     # Writing.
 
@@ -544,3 +550,8 @@ class Image:
             raise UsageError(
                 f"bytes {offset} to {offset + length} are not all in image {self.name} of {self._state.size_bytes} bytes"
             )
+
+
+def _no_pages(_pages: Sequence[int]) -> Mapping[int, bytes]:
+    """Read nothing: while somebody writes, checkpoints take the places of pages away."""
+    return {}

@@ -1,6 +1,6 @@
 """The block map of an open image as a whole, for those who walk it. Values; any thread."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.format.checkpoint import PageTable
@@ -12,8 +12,9 @@ from core.volume.log.lineage import Lineage
 class MapView:
     """A state's map: what its checkpoint holds, except for the pages that `changed` names, and where its entries point.
 
-    `entries(block, count)` copies entries out, loading the pages it needs. One answer for one state needs an image that does not change
-    meanwhile: one opened read-only and not refreshed.
+    `entries(block, count)` copies entries out, loading the pages it needs. `load(numbers)` reads many pages of `pages` that were not
+    changed, and gives what it could of them: a page it does not give is to be asked for by `entries`. One answer for one state needs an
+    image that does not change meanwhile: one opened read-only and not refreshed.
     """
 
     size_bytes: int
@@ -21,3 +22,4 @@ class MapView:
     changed: frozenset[int]
     entries: Callable[[int, int], Entries]
     lineage: Lineage
+    load: Callable[[Sequence[int]], Mapping[int, bytes]]

@@ -1,5 +1,6 @@
 """Differences of two states: applied to the older one's bytes they give the newer one's, and what is shared is not even read."""
 
+import dataclasses
 import random
 from contextlib import closing
 
@@ -13,12 +14,12 @@ from core.pool.pool import create_pool
 from core.store.memory import AppendableMemoryStore, MemoryStore
 from core.units import MIB
 from core.volume.generations.clones import create_clone
-from core.volume.generations.diff import Change, changed_content, changed_ranges
+from core.volume.generations.diff import Change, changed_blocks, changed_content, changed_ranges
 from core.volume.generations.snapshots import create_snapshot, pin_newest, rollback
 from core.volume.images import create_image, image_keys, open_image
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
-from tests.helpers import noise, read, real_world
+from tests.helpers import hooked, noise, read, real_world
 
 BLOCK = 4096
 SIZE = 9 * MIB + 512
@@ -162,9 +163,50 @@ def test_pages_that_both_states_share_are_not_read(pool):
     with opened(pool) as image:
         image.write(200 * MIB, noise(1000, BLOCK))
         image.checkpoint()
+    asked = []
     with reading(pool, "disk@a") as before, reading(pool, "disk") as now:
         assert list(changed_ranges(before, now)) == [Change(200 * MIB, BLOCK, hole=False)]
-        assert len(now._map.page_entries) < 20
+        views = [watched(before.map_view(), asked), watched(now.map_view(), asked)]
+        assert [each.numbers.tolist() for each in changed_blocks(*views)] == [[200 * MIB // BLOCK]]
+    assert asked == [50, 50]
+
+
+def watched(view, asked):
+    """Let a list know which pages are read."""
+
+    def load(pages):
+        asked.extend(pages)
+        return view.load(pages)
+
+    def no_entries(_block, _count):
+        raise AssertionError("every page was changed before its checkpoint: nothing but reading them at once is due")
+
+    return dataclasses.replace(view, load=load, entries=no_entries)
+
+
+def test_pages_that_differ_here_and_there_are_read_in_few_requests():
+    requests = []
+
+    def count(when, method, key):
+        if when == "before" and method.startswith("get") and key.endswith("/pages"):
+            requests.append(key)
+
+    store = hooked(MemoryStore(), count)
+    with closing(made_pool(store)) as pool:
+        create_image(pool, "disk", 4 * 600 * MIB)
+        with opened(pool) as image:
+            for page in range(0, 600, 2):
+                image.write(page * 4 * MIB, noise(page, BLOCK))
+        create_snapshot(pool, "disk", "a")
+        changed = range(0, 600, 6)
+        with opened(pool) as image:
+            for page in changed:
+                image.write(page * 4 * MIB, noise(page + 1, BLOCK))
+        requests.clear()
+        with reading(pool, "disk@a") as before, reading(pool, "disk") as now:
+            found = list(changed_ranges(before, now))
+    assert found == [Change(page * 4 * MIB, BLOCK, hole=False) for page in changed]
+    assert len(requests) == len(set(requests)) == 2
 
 
 def test_blocks_that_only_moved_are_told_from_changed_ones_by_their_bytes(pool):

@@ -7,7 +7,7 @@ as changed if its map entry is another one. That may name too much and never too
 held, or that repacking or flattening moved, has a new place and counts as changed; `changed_content` looks closer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,8 @@ from core.volume.map_view import MapView
 
 _RUN_PAGES: Final = 64
 """Pages compared at once: 256 MiB of image."""
+_WINDOW_PAGES: Final = 1024
+"""Pages of each state that are read at once: 8 MiB."""
 _COMPARE_BYTES: Final = MIB
 
 Pages = npt.NDArray[np.uint64]
@@ -94,16 +96,39 @@ def changed_blocks(older: MapView | None, newer: MapView) -> Iterator[ChangedBlo
     else:
         shared = shared_log(older.lineage, newer.lineage)
         pages = _pages_to_compare(older, newer, shared)
-    for first, count in _page_runs(pages):
-        block = first * PAGE_ENTRIES
-        blocks = min(block + count * PAGE_ENTRIES, end) - block
-        if blocks <= 0:
-            return
-        now = newer.entries(block, blocks)
-        differ = now != 0 if older is None else _different(older.entries(block, blocks), now, shared)
-        at = np.flatnonzero(differ)
-        if len(at):
-            yield ChangedBlocks(at.astype(np.uint64) + np.uint64(block), now[at])
+    for window in _windows(_page_runs(pages[pages < -(-end // PAGE_ENTRIES)])):
+        now_of = _Window(newer, window)
+        before_of = _Window(older, window) if older is not None else None
+        for first, count in window:
+            block = first * PAGE_ENTRIES
+            blocks = min(block + count * PAGE_ENTRIES, end) - block
+            now = now_of.entries(block, blocks)
+            differ = now != 0 if before_of is None else _different(before_of.entries(block, blocks), now, shared)
+            at = np.flatnonzero(differ)
+            if len(at):
+                yield ChangedBlocks(at.astype(np.uint64) + np.uint64(block), now[at])
+
+
+class _Window:
+    """Some pages of a map. Those that stand in its checkpoint are read at once: one by one they were a request each."""
+
+    def __init__(self, view: MapView, runs: Sequence[tuple[int, int]]) -> None:
+        self._view = view
+        wanted = np.concatenate([np.arange(first, first + count, dtype=np.uint64) for first, count in runs])
+        at = np.searchsorted(view.pages.numbers, wanted)
+        there = at < len(view.pages)
+        there[there] = view.pages.numbers[at[there]] == wanted[there]
+        self._read = view.load([page for page in wanted[there].tolist() if page not in view.changed])
+
+    def entries(self, block: int, count: int) -> Entries:
+        """Copy out the entries of a range that begins with a page."""
+        answer = np.empty(count, np.uint64)
+        for at in range(0, count, PAGE_ENTRIES):
+            length = min(PAGE_ENTRIES, count - at)
+            data = self._read.get((block + at) // PAGE_ENTRIES)
+            here = self._view.entries(block + at, length) if data is None else np.frombuffer(data, "<u8", length)
+            answer[at : at + length] = here
+        return answer
 
 
 def shared_log(one: Lineage, other: Lineage) -> Shared:
@@ -185,6 +210,20 @@ def _page_runs(pages: Pages) -> Iterator[tuple[int, int]]:
             end += 1
         yield numbers[at], end - at
         at = end
+
+
+def _windows(runs: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Put runs of pages together, as many as are read at once."""
+    window: list[tuple[int, int]] = []
+    pages = 0
+    for run in runs:
+        if window and pages + run[1] > _WINDOW_PAGES:
+            yield window
+            window, pages = [], 0
+        window.append(run)
+        pages += run[1]
+    if window:
+        yield window
 
 
 def _different(before: Entries, now: Entries, shared: Shared) -> Flags:

@@ -4,8 +4,9 @@ Owns the keys of the packs it has read (bounded). Any thread; it holds no lock a
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -39,7 +40,16 @@ _T = TypeVar("_T")
 _PACK_KEYS: Final = 256
 _NEIGHBOUR_BYTES: Final = 128 * 1024
 """Pages that stand beside a wanted one in its pack come along up to so many bytes: one request for a cold region."""
+_FEW_PAGES: Final = 16
+"""Whoever asks for as many knows what he needs, and gets no neighbours."""
+_GAP_BYTES: Final = 64 * 1024
+"""So much that nobody asked for is read along where that saves a request: what a distant store sends in the time of one answer."""
+_REQUEST_BYTES: Final = 1 << 20
+_FETCH_THREADS: Final = 8
 _EMPTY_PAGE: Final = bytes(PAGE_BYTES)
+
+_Run = list[tuple[int, PagePlace]]
+"""Pages of one pack with their numbers, in the order in which they stand in it: what one request reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,57 +92,62 @@ class PageStore:
             self._aeads.clear()  # one of them may be of the bad header
         return read()
 
-    def load(self, table: PageTable, pages: list[int], size_bytes: int) -> dict[int, bytes]:
-        """Read the named pages of `table`, and neighbours that come cheap; give them by number."""
+    def load(self, table: PageTable, pages: Items[int], size_bytes: int) -> dict[int, bytes]:
+        """Read the named pages of `table`, and neighbours that come cheap; give them by number. Many are read a pack at a time."""
+        runs = list(_runs(table, pages))
+        if len(pages) < _FEW_PAGES:
+            for run in runs:
+                _add_neighbours(run, table, size_bytes)
+        load = partial(self._load_run, size_bytes=size_bytes)
         loaded: dict[int, bytes] = {}
-        for page in pages:
-            if page not in loaded:
-                key = self._pack_key(table.place(page).pack)
-                loaded.update(self._judged(key, partial(self._load_near, table, page, size_bytes)))
+        if len(runs) <= 2:
+            for run in runs:
+                loaded.update(load(run))
+            return loaded
+        with ThreadPoolExecutor(min(len(runs), _FETCH_THREADS), thread_name_prefix="blockyard pages") as pool:
+            for found in pool.map(load, runs):
+                loaded.update(found)
         return loaded
 
-    def _load_near(self, table: PageTable, page: int, size_bytes: int) -> dict[int, bytes]:
-        wanted = table.place(page)
-        run = [(page, wanted)]
-        end = wanted.offset + wanted.length
-        for neighbour in table.between(page + 1, page + 64):
-            place = table.place(neighbour)
-            if neighbour * limits.PAGE_ENTRIES * BLOCK_BYTES >= size_bytes:
-                break  # cut off by a resize since that checkpoint
-            if place.pack != wanted.pack or place.offset != end or end - wanted.offset > _NEIGHBOUR_BYTES:
-                break
-            run.append((neighbour, place))
-            end = place.offset + place.length
-        key = self._pack_key(wanted.pack)
+    def _load_run(self, run: _Run, size_bytes: int) -> dict[int, bytes]:
+        return self._judged(self._pack_key(run[0][1].pack), partial(self._load_run_once, run, size_bytes))
+
+    def _load_run_once(self, run: _Run, size_bytes: int) -> dict[int, bytes]:
+        pack, start = run[0][1].pack, run[0][1].offset
+        end = max(place.offset + place.length for _, place in run)
+        key = self._pack_key(pack)
+        aead = self._aeads.get(pack)
+        if aead is None and start <= _GAP_BYTES:
+            start = 0  # the pack's header comes along
         try:
-            aead = self._pack_aead(wanted.pack)
-            data = memoryview(self._store.get_range(key, wanted.offset, end - wanted.offset))
+            data = memoryview(self._store.get_range(key, start, end - start))
+            if aead is None:
+                header = bytes(data[:HEADER_BYTES]) if not start else self._store.get_range(key, 0, HEADER_BYTES)
+                aead = self._keep_aead(pack, header)
         except ObjectMissingError:
             raise IntegrityError(f"{key} is missing, and pages of the block map are in it") from None
         except ObjectShortError as error:
             raise judge_short(self._store, key, end, error) from None
         answer = {}
-        for number, place in run:
-            start = place.offset - wanted.offset
-            answer[number] = open_page(aead, number, data[start : start + place.length], place.digest, size_bytes, key)
+        for page, place in run:
+            sealed = data[place.offset - start : place.offset - start + place.length]
+            answer[page] = open_page(aead, page, sealed, place.digest, size_bytes, key)
         return answer
 
     def _pack_key(self, pack: int) -> str:
         return self.lineage.of(pack).names.pages(pack)
 
-    def _pack_aead(self, pack: int) -> Aead:
-        aead = self._aeads.get(pack)
-        if aead is None:
-            key = self._pack_key(pack)
-            packed = self._store.get_range(key, 0, HEADER_BYTES)
-            header = unpack_header(packed, key)
-            keys = self.lineage.of(pack).keys
-            check_header(header, keys, (Kind.PAGES,), pack, key)
-            aead = object_aead(keys, header, packed)
-            with self._lock:
-                self._aeads[pack] = aead
-                if len(self._aeads) > _PACK_KEYS:
-                    del self._aeads[next(iter(self._aeads))]
+    def _keep_aead(self, pack: int, packed: bytes) -> Aead:
+        """Check a pack's header, and keep what opens its pages."""
+        key = self._pack_key(pack)
+        header = unpack_header(packed, key)
+        keys = self.lineage.of(pack).keys
+        check_header(header, keys, (Kind.PAGES,), pack, key)
+        aead = object_aead(keys, header, packed)
+        with self._lock:
+            self._aeads[pack] = aead
+            if len(self._aeads) > _PACK_KEYS:
+                del self._aeads[next(iter(self._aeads))]
         return aead
 
     def write_pages(self, reign: Reign, world: World, sequence: int, pages: dict[int, bytes]) -> WrittenPages:
@@ -194,3 +209,35 @@ class PageStore:
             for info in self._store.list(self._names.checkpoints)
             if info.key.endswith("/root")
         ]
+
+
+def _runs(table: PageTable, pages: Items[int]) -> Iterator[_Run]:
+    """Cut pages into what is read at once: those of one pack, with little between them, a bounded number of bytes."""
+    run: _Run = []
+    for page, place in sorted(
+        zip(pages, table.places(pages), strict=True), key=lambda each: (each[1].pack, each[1].offset)
+    ):
+        if run:
+            first, last = run[0][1], run[-1][1]
+            gap_bytes = place.offset - (last.offset + last.length)
+            length = place.offset + place.length - first.offset
+            if place.pack != first.pack or gap_bytes > _GAP_BYTES or length > _REQUEST_BYTES:
+                yield run
+                run = []
+        run.append((page, place))
+    if run:
+        yield run
+
+
+def _add_neighbours(run: _Run, table: PageTable, size_bytes: int) -> None:
+    """Let the pages behind the last one of a run, in the image as in the pack, come along."""
+    page, last = run[-1]
+    begin, end = last.offset, last.offset + last.length
+    for neighbour in table.between(page + 1, page + 64):
+        place = table.place(neighbour)
+        if neighbour * limits.PAGE_ENTRIES * BLOCK_BYTES >= size_bytes:
+            break  # cut off by a resize since that checkpoint
+        if place.pack != last.pack or place.offset != end or end - begin > _NEIGHBOUR_BYTES:
+            break
+        run.append((neighbour, place))
+        end = place.offset + place.length
