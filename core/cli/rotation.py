@@ -202,7 +202,13 @@ def _show_status(name: str, status: KeyStatus, as_json: bool) -> None:
         )
     old = status.old
     if as_json:
-        facts: Row = {"name": name, "old_objects": old.objects, "old_bytes": old.size_bytes}
+        facts: Row = {
+            "name": name,
+            "old_objects": old.objects,
+            "old_bytes": old.size_bytes,
+            "all_bytes": status.size_bytes,
+            "movable_bytes": status.movable_bytes,
+        }
         print_json([facts, *rows])
         return
     print_table(
@@ -220,7 +226,12 @@ def _show_status(name: str, status: KeyStatus, as_json: bool) -> None:
         right=("key", "objects", "stored"),
     )
     if len(rows) > 1:
-        print_facts([("under old keys", f"{old.objects} objects, {format_size(old.size_bytes)}")])
+        done = 100 - 100 * old.size_bytes // max(status.size_bytes, 1)
+        facts_shown = [("under old keys", f"{old.objects} objects, {format_size(old.size_bytes)}")]
+        facts_shown += [("under the newest", f"{done} % of {format_size(status.size_bytes)}")]
+        if status.movable_bytes:
+            facts_shown += [("to be carried over", f"{format_size(status.movable_bytes)}; `blockyard gc` does it")]
+        print_facts(facts_shown)
 
 
 def _size(value: object) -> str:

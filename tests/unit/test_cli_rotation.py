@@ -110,3 +110,16 @@ def test_every_verb_tells_what_it_does(shell: Shell) -> None:
     for verb in ("rotate-volume", "rotation-status", "retire", "rotate-pool", "rewrap", "revoke"):
         assert verb in text
         assert "Usage" in shell.run("key", verb, "--help")
+
+
+def test_gc_finishes_the_change_of_an_images_key_and_says_how_far_it_is(shell: Shell, tmp_path: Path) -> None:
+    fill(shell, tmp_path, "data")
+    image = f"{shell.pool}/data"
+    shell.run("key", "rotate-volume", image)
+    text = shell.run("key", "rotation-status", image)
+    assert "to be carried over" in text and "under the newest" in text
+    assert "under old keys can be carried over" in shell.run("gc", image, "--dry-run")
+    assert "removed key 1" in shell.run("gc", image, "--rate", "100M")
+    summary, newest = shell.json("key", "rotation-status", image)
+    assert summary["old_bytes"] == 0 and newest["newest"]
+    assert "--rate 0" in shell.run("gc", image, "--rate", "0", status=2)

@@ -1,7 +1,9 @@
 """Changing the key of a volume: nobody stops, nothing becomes unreadable, and an old key goes only when nothing needs it."""
 
+import dataclasses
+
 import pytest
-from helpers import HookedStore, KilledError, block, gone_process, kill, noise, read
+from helpers import HookedStore, KilledError, block, gone_process, kill, noise, other_host, read
 from pool_world import Clock, Made, driven_world, make_pool
 
 from core import limits
@@ -19,10 +21,13 @@ from core.pool.volumes import IMAGES
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
 from core.volume.collection.key_usage import key_status, objects_under_old_keys, retire_keys
+from core.volume.collection.offline import collect_image
 from core.volume.generations.clones import create_clone
-from core.volume.generations.snapshots import create_snapshot
+from core.volume.generations.snapshots import create_snapshot, remove_snapshot
 from core.volume.image import Image
 from core.volume.images import create_image, image_keys, open_image
+from core.volume.log.names import VolumeNames
+from core.volume.log.owner_lock import OwnerLock
 from core.volume.options import ImageOptions
 
 SIZE = 8 * MIB
@@ -314,3 +319,56 @@ def test_a_clone_reads_what_its_parent_wrote_under_keys_of_before_and_after(made
     write_blocks(made.pool, 3)
     assert retire_keys(made.pool, "disk").gone == ()
     assert blocks_of(made.again(made.key_file), 1, 2, name="copy")
+
+
+# Collecting finishes a rotation.
+
+
+def test_collecting_carries_an_image_over_and_takes_the_old_key_away(made: Made) -> None:
+    write_blocks(made.pool, *range(50))
+    rotate_volume_key(made.pool, "disk")
+    told = collect_image(made.pool, "disk", ImageOptions(), dry_run=True)
+    assert told.rotation is not None and told.rotation.movable_bytes > 0 and not told.keys_gone
+    assert key_status(made.pool, "disk").needed == {1}, "a dry run moves nothing"
+    seen: list[tuple[int, int]] = []
+    done = collect_image(made.pool, "disk", ImageOptions(), lambda at, total: seen.append((at, total)))
+    assert done.keys_gone == (1,) and not done.left
+    assert seen and seen[-1][0] == seen[-1][1] >= 50 * BLOCK_BYTES
+    assert [each.key_id for each in key_status(made.pool, "disk").keys] == [2]
+    assert blocks_of(made.again(made.key_file), *range(50))
+    assert collect_image(made.pool, "disk", ImageOptions()).after is None, "there is nothing left to do"
+
+
+def test_collecting_leaves_what_a_snapshot_needs_under_its_key_and_does_not_try_again_and_again(made: Made) -> None:
+    write_blocks(made.pool, *range(20))
+    create_snapshot(made.pool, "disk", "kept")
+    write_blocks(made.pool, *range(10, 30))
+    rotate_volume_key(made.pool, "disk")
+    done = collect_image(made.pool, "disk", ImageOptions())
+    assert not done.keys_gone and done.rotation is not None and done.rotation.needed == {1, 2}
+    again = collect_image(made.pool, "disk", ImageOptions())
+    assert again.after is None and again.rotation is not None and again.rotation.movable_bytes == 0
+    assert blocks_of(made.pool, *range(20), name="disk@kept") and blocks_of(made.pool, *range(30))
+    remove_snapshot(made.pool, "disk", "kept")
+    assert collect_image(made.pool, "disk", ImageOptions()).keys_gone == (1,)
+    assert blocks_of(made.again(made.key_file), *range(30))
+
+
+def test_collecting_leaves_an_image_whose_dead_owner_may_have_left_a_journal_elsewhere(made: Made) -> None:
+    """Whoever writes after a crash makes that journal useless: what it acknowledged, and the pool has not, would be lost."""
+    write_blocks(made.pool, *range(20))
+    rotate_volume_key(made.pool, "disk")
+    clock = Clock()
+    lock = owner_lock(open_pool(made.store, made.key_file, driven_world(clock)), early=True)
+    lock.acquire(force=False)
+    clock.sleep(10 * limits.LOCK_LEASE_S)
+    here = open_pool(made.store, made.key_file, dataclasses.replace(other_host(), now=clock))
+    done = collect_image(here, "disk", ImageOptions())
+    assert "journal" in done.left and done.after is None and not done.keys_gone
+    lock.release()
+    assert collect_image(here, "disk", ImageOptions()).keys_gone == (1,)
+
+
+def owner_lock(pool: Pool, *, early: bool) -> OwnerLock:
+    info, keys = image_keys(pool, "disk")
+    return OwnerLock(pool.store, VolumeNames(info.prefix), keys, "disk", pool.world, acknowledges_early=early)

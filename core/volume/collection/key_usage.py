@@ -8,7 +8,7 @@ What is counted is read from the first bytes of each object, where the id of its
    key goes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -25,10 +25,12 @@ from core.pool.pool import Pool
 from core.pool.volume_keys import KeyInfo, find_volume, list_volume_keys, retire_volume_keys
 from core.pool.volumes import VolumeFamily, load_volume
 from core.store.contract import Appendable, ObjectInfo, ObjectMissingError, ObjectShortError, Store
+from core.volume.ancestry import image_log
 from core.volume.images import open_image
+from core.volume.log.description import load_description
 from core.volume.log.names import VolumeNames
-from core.volume.log.owner_lock import OwnerLock
-from core.volume.log.pins import standing_pins
+from core.volume.log.owner_lock import Owner, OwnerLock
+from core.volume.log.pins import Kept, kept_by, standing_pins
 from core.volume.options import ImageOptions
 
 Report = Callable[[int, int], None]
@@ -38,6 +40,10 @@ _BATCH: Final = 1024
 _FIRST_BYTES: Final = 16
 _ADVISORY: Final = (RecordKind.RESIZE, RecordKind.REQUEST, RecordKind.LOCK)
 """Records that are written anew when they are needed: an unreadable one is as good as none."""
+
+
+def _untold(_done: int, _total: int) -> None:
+    """Take progress without a word."""
 
 
 @dataclass(slots=True)
@@ -60,6 +66,18 @@ class KeyStatus:
 
     keys: tuple[KeyInfo, ...]
     usage: Mapping[int, Usage]
+    movable_bytes: int = 0
+    """Of an image: bytes of segments and checkpoints under old keys that no snapshot or clone needs, so that collecting moves them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Everything that is sealed under any of the keys."""
+        return sum(each.size_bytes for each in self.usage.values())
+
+    @property
+    def pending(self) -> bool:
+        """Say whether collecting can bring a rotation of an image further."""
+        return self.movable_bytes > 0 or any(not each.newest and each.key_id not in self.needed for each in self.keys)
 
     @property
     def old(self) -> Usage:
@@ -114,17 +132,43 @@ def _status(pool: Pool, family: VolumeFamily, name: str, volume_id: bytes, repor
     keys = load_volume(pool, family, name, volume_id)[1]
     names = VolumeNames(family.prefix(volume_id))
     replayed = _replayed(pool.store, names, keys) if family.kind is VolumeKind.IMAGE else [_Range(-1)]
+    newest = infos[-1].key_id
+    kept = _kept(pool, name, volume_id) if family.kind is VolumeKind.IMAGE and len(infos) > 1 else None
+    movable_bytes = 0
     usage: dict[int, Usage] = {each.key_id: Usage() for each in infos}
     for each in sealed_objects(pool.store, family, volume_id, report):
         found = usage.setdefault(each.key_id, Usage())
         found.objects += 1
         found.size_bytes += each.info.size_bytes
         found.unneeded += each.is_advisory or (each.is_barrier and not _in_any(names, each, replayed))
+        if kept is not None and each.key_id != newest and _is_movable(names, each, kept):
+            movable_bytes += each.info.size_bytes
     for key_id, size_bytes in _growing(pool.store, names):
         found = usage.setdefault(key_id, Usage())
         found.objects += 1
         found.size_bytes += size_bytes
-    return KeyStatus(infos, usage)
+    return KeyStatus(infos, usage, movable_bytes)
+
+
+def _kept(pool: Pool, name: str, volume_id: bytes) -> list[Kept]:
+    """Say what snapshots and children of an image keep where it is."""
+    info, keys = load_description(pool, name, volume_id)
+    pages = image_log(pool, info).pages
+    pins = standing_pins(pool.store, VolumeNames(info.prefix), keys)
+    return [kept_by(pin, pages.read_root(pin.checkpoint) if pin.checkpoint else None) for pin in pins]
+
+
+def _is_movable(names: VolumeNames, each: Sealed, kept: Sequence[Kept]) -> bool:
+    key = each.info.key
+    if key.startswith(names.log):
+        sequence = names.sequence_of(key)
+        return not each.is_barrier and not any(pin.needs(sequence) for pin in kept)
+    if not key.startswith(names.checkpoints):
+        return False
+    sequence = names.sequence_of(key)
+    if key.endswith("/root"):
+        return all(pin.pin.checkpoint != sequence for pin in kept)
+    return not any(sequence in pin.packs for pin in kept)
 
 
 def _in_any(names: VolumeNames, barrier: Sealed, replayed: list[_Range]) -> bool:
@@ -218,8 +262,10 @@ def retire_keys(
     *,
     carry_over: bool = False,
     force: bool = False,
+    options: ImageOptions | None = None,
 ) -> Retired:
-    """Take away the keys of an image that nothing is sealed under any more; durable on return.
+    """Take away the keys of an image that nothing is sealed under any more; durable on return. `report` is told what was carried over,
+    or where nothing is to be, of what was looked at.
 
     With `carry_over`, what is under old keys is written anew first. What snapshots and clones need is not, and keeps its key.
     Nobody may have the image open for writing (LockedError): it is opened here, so that nobody does under an older key (1). UsageError
@@ -234,14 +280,14 @@ def retire_keys(
         return Retired((), _status(pool, family, name, volume_id, report))
     if not force:
         _refuse_lost_journal(pool, family, name, volume_id)
-    image = open_image(pool, name, writable=True, options=ImageOptions())
+    image = open_image(pool, name, writable=True, options=options or ImageOptions())
     try:
         image.checkpoint()
         if carry_over and image.repacker is not None:
             keys = load_volume(pool, family, name, volume_id)[1]
             old = objects_under_old_keys(pool, family, volume_id, keys)
             image.repacker.renew(old.segments, old.checkpoints, report)
-        status = _status(pool, family, name, volume_id, report)
+        status = _status(pool, family, name, volume_id, _untold if carry_over else report)
         gone = retire_volume_keys(pool, family, name, volume_id, status.needed)
     finally:
         image.close()
@@ -255,8 +301,13 @@ def _refuse_lost_journal(pool: Pool, family: VolumeFamily, name: str, volume_id:
         owner = lock.read()
     except IntegrityError:
         owner = None
-    if owner is not None and owner.acknowledges_early and not isinstance(pool.store, Appendable):
+    if owner is not None and may_have_journal(pool, owner):
         raise LockedError(
             f"{owner.describe()} had {name} open with a journal and did not close it: the journal there may hold writes under an "
             "old key. Open the image there once, or give the journal up with --force"
         )
+
+
+def may_have_journal(pool: Pool, owner: Owner) -> bool:
+    """Say whether an owner who is dead may have left acknowledged writes in a journal on its machine, and nowhere else."""
+    return owner.acknowledges_early and not isinstance(pool.store, Appendable)

@@ -13,7 +13,10 @@ from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, LockedError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
+from core.pool.volume_keys import list_volume_keys
+from core.pool.volumes import IMAGES
 from core.volume.ancestry import image_log
+from core.volume.collection.key_usage import KeyStatus, key_status, may_have_journal, retire_keys
 from core.volume.collection.space import Space, measure
 from core.volume.collection.sweep import Stray
 from core.volume.generations.flatten import has_records
@@ -34,6 +37,10 @@ class Collected:
     before: Space | None
     after: Space | None = None
     left: str = ""
+    rotation: KeyStatus | None = None
+    """Of an image that got a new key: what is under which; if it was collected, as of the moment before old keys were taken away."""
+    keys_gone: tuple[int, ...] = ()
+    """Old keys that nothing needs any more, and that were taken away."""
     strays: tuple[Stray, ...] = ()
     """Checkpoints, or parts of some, that nothing needs: of writers that died or were cut off before they were whole."""
 
@@ -53,6 +60,7 @@ def collect_image(
 ) -> Collected:
     """Repack an image nobody has open, give back what nobody needs, and let go of ancestors it does not need; durable on return.
 
+    What is under old keys of an image that got a new one is written anew, and keys that nothing needs after that are taken away.
     With `dry_run` only look. An image that is in use, or too damaged to be looked at, is left as it is and says so.
     """
     pool.require_writer("collecting an image")
@@ -61,24 +69,48 @@ def collect_image(
         before = measure(pool, info, keys)
         strays = stray_checkpoints(pool, info, keys)
         owner = OwnerLock(pool.store, VolumeNames(info.prefix), keys, image, pool.world).read()
+        rotation = key_status(pool, image) if _has_old_keys(pool, info) else None
     except IntegrityError as error:
         return Collected(image, None, left=f"damaged: {error}")
     if owner is not None and is_alive(owner, pool.world, process_start(owner.pid)):
         return Collected(image, before, left=f"in use by {owner.describe()}, which collects it")
-    if dry_run or not (strays or _is_worth_it(pool, info, before)):
-        return Collected(image, before, strays=strays)
+    if (
+        owner is not None
+        and may_have_journal(pool, owner)
+        and not (options.journal_dir and owner.host == pool.world.hostname)
+    ):
+        return Collected(image, before, left=f"{owner.describe()} may have left a journal of it: open it there once")
+    worth = bool(strays) or _is_worth_it(pool, info, before)
+    pending = rotation is not None and rotation.pending
+    if dry_run or not (worth or pending):
+        return Collected(image, before, rotation=rotation, strays=strays)
+    bad = 0
+    gone: tuple[int, ...] = ()
     try:
-        opened = open_image(pool, image, writable=True, options=options)
+        if worth:
+            bad = _clean(pool, image, options, progress)
+        if pending:
+            retired = retire_keys(pool, image, progress, carry_over=True, options=options)
+            rotation, gone = retired.status, retired.gone
     except LockedError as error:
-        return Collected(image, before, left=str(error))
+        return Collected(image, before, left=str(error), rotation=rotation)
+    left = f"{bad} segments cannot be read and were left; `blockyard scrub` names them" if bad else ""
+    return Collected(image, before, measure(pool, *image_keys(pool, image)), left, rotation, gone, strays)
+
+
+def _has_old_keys(pool: Pool, info: ImageInfo) -> bool:
+    return any(not each.newest for each in list_volume_keys(pool, IMAGES, info.name, info.volume_id))
+
+
+def _clean(pool: Pool, image: str, options: ImageOptions, progress: Progress) -> int:
+    """Repack what is sparse and delete what is dead; give the number of segments that cannot be read."""
+    opened = open_image(pool, image, writable=True, options=options)
     try:
         assert opened.repacker is not None, "an image that is open for writing has one"
         opened.repacker.clean(progress)
-        bad = len(opened.repacker.bad)
+        return len(opened.repacker.bad)
     finally:
         opened.close()
-    left = f"{bad} segments cannot be read and were left; `blockyard scrub` names them" if bad else ""
-    return Collected(image, before, measure(pool, info, keys), left, strays)
 
 
 def stray_checkpoints(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> tuple[Stray, ...]:
