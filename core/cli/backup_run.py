@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ from core.backup.vault import Vault, open_or_create_vault
 from core.backup.visit import Visit
 from core.cli.backup_care import prune_with_bar
 from core.cli.backup_places import Place, is_directory, parse_place, status_of_failure, vault_pool, with_vault_key
+from core.cli.lazy import entry_points
 from core.cli.options import json_option, with_session
 from core.cli.output import Value, format_time, print_json, progress_bar
 from core.cli.session import Session

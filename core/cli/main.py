@@ -4,14 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
 import click
 
-from core.cli.lazy import LazyGroup
+from core.cli.lazy import LazyGroup, begin_process, end_process, entry_points, uncollected
 from core.cli.options import PATH
 from core.cli.session import Session
 from core.errors import BlockyardError, exit_status_of
@@ -47,7 +46,8 @@ class Verbs(LazyGroup):
         if own is not None:
             return own
         for each in entry_points(group=VERBS, name=cmd_name):
-            verb = each.load()
+            with uncollected():
+                verb = each.load()
             if not isinstance(verb, click.Command):
                 raise TypeError(f"the entry point {each.value} of {VERBS} is no click command")
             return verb
@@ -112,8 +112,11 @@ def _cause(error: Exception) -> Exception:
 
 def main() -> NoReturn:
     """Run the command that the process was started with. SIGTERM unwinds as Ctrl-C does, so nothing half-done stays."""
+    begin_process()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    end_process()
+    sys.exit(status)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import click
 
-from core.volume.transfer import Progress as Report
-
+Report = Callable[[int, int | None], None]
+"""Told the bytes passed so far (or things, where they are counted) and of how many, None if nobody knows."""
 Value = str | int | float | bool | None | Sequence[str]
 Row = Mapping[str, Value]
 

@@ -4,9 +4,9 @@ Other packages offer an object under the entry point group `blockyard.providers`
 """
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Final, Protocol
 
+from core.cli.lazy import entry_points
 from core.cli.output import Row
 from core.cli.session import Session
 from core.errors import NotFoundError, UsageError
