@@ -196,7 +196,8 @@ class _Importing:
                 with lease(self._pool, info, keys) as held:
                     pin = _checkpointed(image)
                     self._check_held(held())
-                    snapshot = notes.finish(begun, pin)
+                    assert image.checkpointer is not None, "an image with a writer has one"
+                    snapshot = notes.finish(begun, pin, image.checkpointer.check_reign)
         return self._imported(stream, snapshot)
 
     def _check_at(self, image: Image, base: Snapshot) -> None:

@@ -6,11 +6,12 @@ overwritten and is *done*: that is the moment at which the import happens. Then 
 writing does both where a crash prevented it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from core import limits
 from core.crypto.volume import VolumeKeys
-from core.errors import AlreadyExistsError, LockedError
+from core.errors import AlreadyExistsError, FencedError, LockedError
 from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
 from core.pool.pool import Pool
 from core.pool.records import RecordStore
@@ -64,12 +65,25 @@ class ImportNotes:
         except ObjectExistsError:
             raise LockedError(f"another import into image {self._image!r} is under way") from None
 
-    def finish(self, begun: Import, pin: Pin) -> Snapshot:
-        """Let the import happen: `pin` is the durable state it leads to, and a lease is held on it. Gives the snapshot."""
+    def finish(self, begun: Import, pin: Pin, reigns: Callable[[], bool]) -> Snapshot:
+        """Let the import happen: `pin` is the durable state it leads to, and a lease is held on it. Gives the snapshot.
+
+        FencedError if we do not reign any more (`reigns`, asked when the note stands): who took over looks for the note when his barrier
+        stands, so what he found decides, and it may have been the one before.
+        """
         done = replace(begun, kept=pin, reverts=(), snapshot=replace(begun.snapshot, pin=pin), done=True)
+        if self.find() != begun:
+            raise self._cut_off()
         self._records.overwrite(RecordKind.SNAPSHOT, self._key, _values(done))
+        if not reigns():
+            raise self._cut_off()
         self.complete(done)
         return done.snapshot
+
+    def _cut_off(self) -> FencedError:
+        return FencedError(
+            f"another writer took image {self._image!r} over at the end of an import; `blockyard snapshot ls` shows whether it happened"
+        )
 
     def complete(self, done: Import) -> None:
         """Do what follows the moment of the import: put the snapshot, take the note away."""

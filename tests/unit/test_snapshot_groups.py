@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from helpers import kill
@@ -17,13 +18,16 @@ from core.store.file import FileStore
 from core.store.memory import MemoryStore
 from core.units import MIB
 from core.volume import housekeeper
+from core.volume.generations import groups
 from core.volume.generations.groups import create_group
-from core.volume.generations.snapshots import create_snapshot, list_snapshots
+from core.volume.generations.snapshots import create_snapshot, list_snapshots, pin_newest
 from core.volume.housekeeper import Housekeeper
 from core.volume.image import Image
 from core.volume.images import create_image, image_info, image_keys, open_image
+from core.volume.imports import Import, ImportNotes
 from core.volume.log.names import VolumeNames
 from core.volume.log.owner_lock import OwnerLock
+from core.volume.log.pins import Pin
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
 from core.volume.snapshot_records import Snapshot, SnapshotRecords
@@ -93,6 +97,34 @@ def counter(pool: Pool, image: str) -> int:
         data = bytearray(8)
         opened.read_into(0, data)
         return int.from_bytes(data, "little")
+
+
+def test_a_group_holds_no_half_of_an_import_that_ends_before_its_records_stand(pool, eager_writers, monkeypatch):
+    info, keys = image_keys(pool, "data")
+    at_one_moment = groups._at_one_moment
+    with open_for_writing(pool) as images:
+        image = images[NAMES.index("data")]
+        image.write(0, b"before")
+        image.publish()
+        base = pin_newest(pool, info, keys, "base")
+        notes = ImportNotes(pool, info, keys)
+        begun = Import(base.pin, (), replace(base, name="next", id=bytes(16)))
+        notes.begin(begun)
+        image.write(0, b"half of")
+
+        def ends_then(*args):
+            found = at_one_moment(*args)
+            image.write(0, b"all of it")
+            image.checkpoint()
+            newest = image.checkpointer.roots[-1]
+            notes.finish(begun, Pin(newest, newest), image.checkpointer.check_reign)
+            return found
+
+        monkeypatch.setattr(groups, "_at_one_moment", ends_then)
+        with pytest.raises(LockedError, match="being imported"):
+            create_group(pool, [(name, "g") for name in NAMES])
+        assert not [each for name in NAMES for each in list_snapshots(pool, name) if each.name == "g"]
+        notes.forget(begun)
 
 
 def test_a_group_never_shows_a_later_image_ahead_of_an_earlier_one(pool, eager_writers):

@@ -22,6 +22,7 @@ from core.pool.pool import Pool
 from core.volume.ancestry import image_log
 from core.volume.generations.snapshots import lease, pin_newest, publish
 from core.volume.images import image_keys
+from core.volume.imports import ImportNotes
 from core.volume.log.names import VolumeNames
 from core.volume.log.owner_lock import Owner, OwnerLock, living_owner
 from core.volume.log.replay import Log, VolumeState, follow_log, load_state
@@ -158,6 +159,8 @@ def _attempt(pool: Pool, members: list[_Member], sleep: Sleep) -> dict[int, int]
             return None
         nobody_came = all(each.is_same() for each in idle)
         nobody_left = all(each.has_still(owner) and each.stands() for each, owner in written)
+        for each in members:  # still held, so a note that does not stand yet is of an import that changed nothing yet
+            ImportNotes(pool, each.info, each.keys).refuse_begun()
         if not (nobody_came and nobody_left and pool.world.monotonic() - begun < limits.FREEZE_S):
             return None
         return {**found, **{id(each.member): each.state.generation for each in idle}}

@@ -54,7 +54,7 @@ __all__ = [
     "rollback",
 ]
 
-_TRIES: Final = 3
+_TRIES: Final = 5
 
 
 def create_snapshot(
@@ -123,13 +123,15 @@ def pin_newest(
     log = image_log(pool, info)
     for _ in range(_TRIES):
         with lease(pool, info, keys) as held:
-            ImportNotes(pool, info, keys).refuse_begun()
             try:
                 state = _state_at(log, generation)
             except IntegrityError:
                 if held():
                     raise
                 continue  # what was being read may have been collected since the lease ran out
+            ImportNotes(pool, info, keys).refuse_begun()
+            if generation is None and log.pages.list_roots()[-1:] not in ([], [state.checkpoint]):
+                continue  # an import may have ended since, and its end is a checkpoint: what was read may be half of it
             snapshot = Snapshot(
                 name=name,
                 id=pool.world.random_bytes(ID_BYTES),
@@ -146,7 +148,7 @@ def pin_newest(
             records.remove(name)
     else:
         raise StoreError(
-            f"the store of {pool.store.url} is too slow for a snapshot: leases ran out {_TRIES} times; try again"
+            f"the store of {pool.store.url} is too slow for a snapshot: leases ran out, or checkpoints were made, {_TRIES} times; try again"
         )
     return _set_protection(records, snapshot, pool, info, keys, on=True) if protect else snapshot
 
