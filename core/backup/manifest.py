@@ -19,6 +19,7 @@ from core.format.record import (
     RecordKind,
     RecordValue,
     open_record,
+    record_writer_id,
     seal_record,
     volume_record_keys,
 )
@@ -100,6 +101,8 @@ class Manifest:
     statistics: Statistics = field(default_factory=Statistics)
     digest: bytes = b""
     """Of the stored manifest; known once it is stored."""
+    writer_id: bytes = b""
+    """Who signed it; known once it is stored."""
 
     @property
     def created(self) -> int:
@@ -121,7 +124,7 @@ def manifest_key(vault: Vault, manifest_id: bytes) -> str:
 
 
 def put_manifest(vault: Vault, manifest: Manifest) -> Manifest:
-    """Put a manifest; durable and visible on return. Give it with its digest."""
+    """Put a manifest; durable and visible on return. Give it with its digest. ReadOnlyError if our writer's key was retired."""
     key = manifest_key(vault, manifest.id)
     values: dict[str, RecordValue] = {
         "pool": manifest.source.pool_id,
@@ -140,10 +143,11 @@ def put_manifest(vault: Vault, manifest: Manifest) -> Manifest:
         "ids": manifest.root.ids,
         "statistics": {name: getattr(manifest.statistics, name) for name in _COUNTERS},
     }
+    vault.keys.refresh()
     keys = volume_record_keys(vault.keys)
     data = seal_record(keys, RecordKind.MANIFEST, key, values, vault.world.random_bytes)
     vault.store.put(key, data)
-    return replace(manifest, digest=blake3(data).digest())
+    return replace(manifest, digest=blake3(data).digest(), writer_id=record_writer_id(data))
 
 
 def read_manifest(vault: Vault, manifest_id: bytes) -> Manifest | None:
@@ -189,4 +193,5 @@ def _from_fields(manifest_id: bytes, fields: RecordFields, digest: bytes) -> Man
         root=Root(fields.integer("levels", 0, limits.TABLE_LEVELS), fields.blob("ids")),
         statistics=Statistics(**{name: counters.integer(name) for name in _COUNTERS if counters.has(name)}),
         digest=digest,
+        writer_id=fields.writer_id,
     )

@@ -25,6 +25,7 @@ from core.backup.manifest import ID_BYTES, Manifest, Mode, SourceIdentity, Stati
 from core.backup.pack_writer import PackWriter
 from core.backup.sources import Named, Range, Source
 from core.backup.table import EMPTY_ROOT, Root, TableWriter, is_hole
+from core.backup.trust import to_build_on
 from core.backup.vault import Vault
 from core.backup.visit import Visit, writing
 from core.backup.whole import still_whole
@@ -116,7 +117,7 @@ class Sink:
 def run_backup(vault: Vault, opener: Opener, options: RunOptions, progress: Progress) -> Manifest:
     """Back a source up; the backup is there on return, and on no other way out."""
     with writing(vault) as visit, opener(visit) as source:
-        origin = choose_origin(load_catalog(vault), source.identity, options.mode)
+        origin = choose_origin(to_build_on(vault, load_catalog(vault)), source.identity, options.mode)
         with ThreadPoolExecutor(limits.WORK_THREADS, thread_name_prefix="backup") as threads:
             sink = Sink(visit, options.compression, threads)
             try:

@@ -22,6 +22,7 @@ from core.backup.run import Progress, RunOptions, Sink, choose_origin, publish
 from core.backup.table import Root
 from core.backup.tree import Entry, EntryKind, children, pieces, root_of, top_entry
 from core.backup.tree_source import FileReader, TreeSource
+from core.backup.trust import to_build_on
 from core.backup.vault import Vault
 from core.backup.visit import Visit, writing
 
@@ -85,7 +86,7 @@ def run_tree_backup(
     """Back a tree up; the backup is there on return, and on no other way out. Its statistics say how much could not be read."""
     cutter = cutter_named(chunker)
     with writing(vault) as visit, opener(visit) as source:
-        origin = choose_origin(load_catalog(vault), source.identity, options.mode)
+        origin = choose_origin(to_build_on(vault, load_catalog(vault)), source.identity, options.mode)
         with ThreadPoolExecutor(limits.WORK_THREADS, thread_name_prefix="backup") as threads:
             sink = Sink(visit, options.compression, threads)
             try:

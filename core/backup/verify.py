@@ -16,6 +16,7 @@ from core.backup.chunks import fixed_ids
 from core.backup.manifest import Manifest
 from core.backup.restore import restore_image
 from core.backup.table import Table
+from core.backup.trust import Standing, refuse_late
 from core.backup.visit import Visit
 from core.backup.whole import needed_ids
 from core.errors import IntegrityError
@@ -47,6 +48,8 @@ class VerifyReport:
     chunks: int = 0
     chunk_bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    retired: int = 0
+    """Backups whose writer was retired since: whole, but the signature no longer says who made them."""
 
 
 def verify(
@@ -58,6 +61,7 @@ def verify(
     for each in manifests:
         report.backups += 1
         try:
+            report.retired += refuse_late(visit.vault, each) is Standing.RETIRED
             check_chain(catalog, each)
             rows_of.append((each, _rows(visit, each)))
         except IntegrityError as error:

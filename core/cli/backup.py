@@ -13,6 +13,7 @@ from core.backup.manifest import Manifest
 from core.backup.restore import Progress, restore_file, restore_image, restore_stream
 from core.backup.summary import summarize
 from core.backup.tree_restore import restore_tree
+from core.backup.trust import Standing, refuse_late, standing
 from core.backup.vault import Vault, open_vault
 from core.backup.visit import Visit, reading
 from core.cli.backup_care import forget_verb, prune_verb, systemd, verify_verb
@@ -75,7 +76,9 @@ def list_(
 ) -> None:
     """List the backups in a pool, oldest first."""
     with session.pool(pool) as opened:
-        catalog = load_catalog(open_vault(opened))
+        vault = open_vault(opened)
+        catalog = load_catalog(vault)
+        signed = {each.id: standing(vault, each) for each in catalog.manifests}
     query = Query(
         name=source,
         parent=catalog.get(parent).id if parent is not None else None,
@@ -88,10 +91,12 @@ def list_(
     if latest:
         found = list({each.source.key: each for each in found}.values())
     if as_json:
-        print_json([manifest_row(each) for each in found])
+        print_json([{**manifest_row(each), "signer": signed[each.id].value} for each in found])
         return
+    told = any(signed[each.id] is not Standing.ACTIVE for each in found)
+    columns = ("id", "created", "source", "kind", "mode", "generation", "size", "new", "stored", "parent")
     print_table(
-        ("id", "created", "source", "kind", "mode", "generation", "size", "new", "stored", "parent"),
+        (*columns, "signer") if told else columns,
         [
             (
                 each.key_part[:8],
@@ -104,6 +109,7 @@ def list_(
                 format_size(each.statistics.new_bytes),
                 format_size(each.statistics.stored_bytes),
                 each.parent.hex()[:8] if each.parent is not None else "",
+                *((signed[each.id].value,) if told else ()),
             )
             for each in found
         ],
@@ -131,6 +137,7 @@ def show(session: Session, backup: str, at: str | None, generation: int | None, 
         else:
             found = choose(catalog, place.name, parse_time(at) if at is not None else None, generation)
             facts = {**manifest_row(found), "chain": check_chain(catalog, found)}
+            facts["signer"] = standing(vault, found).value
             facts["children"] = [each.key_part for each in catalog.children(found.id)]
     if as_json:
         print_json(facts)
@@ -206,7 +213,14 @@ def _chosen(session: Session, backup: str, at: str | None, generation: int | Non
         raise UsageError(f"{backup!r} names no backup; write POOL/ID, POOL/NAME or POOL/latest")
     with vault_pool(session, place.pool) as opened:
         vault = open_vault(opened)
-        yield vault, choose(load_catalog(vault), place.name, parse_time(at) if at is not None else None, generation)
+        found = choose(load_catalog(vault), place.name, parse_time(at) if at is not None else None, generation)
+        if refuse_late(vault, found) is Standing.RETIRED:
+            click.echo(
+                f"blockyard: backup {found.key_part[:8]} is signed by a writer who was retired since: whether it is theirs of before, "
+                "the signature does not tell",
+                err=True,
+            )
+        yield vault, found
 
 
 def _span(text: str | None, size_bytes: int) -> tuple[int, int]:

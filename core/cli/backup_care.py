@@ -74,6 +74,7 @@ def verify_verb(session: Session, backup: str, no_data: bool, restore: bool, as_
         "chunk_bytes": found.chunk_bytes,
         "read": not no_data,
         "restored": tested,
+        "signed_by_retired": found.retired,
         "damaged": len({each.manifest.id for each in found.findings}),
     }
     if as_json:

@@ -59,6 +59,10 @@ class Verifiers:
         """Say whether `writer_id` was a writer and signs nothing any more."""
         return False
 
+    def retired_at(self, writer_id: bytes) -> int | None:  # noqa: ARG002
+        """Give the time, in unix seconds, from which on `writer_id` signs nothing any more; None if it was not retired."""
+        return None
+
     def admit_object(self, writer_id: bytes, volume_id: bytes, sequence: int, what: str) -> None:
         """Return if this writer may have signed an object of `volume_id` at `sequence`; otherwise raise IntegrityError naming `what`."""
 

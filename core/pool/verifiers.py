@@ -54,12 +54,17 @@ class PoolVerifiers(Verifiers):
         found = self._known.get(bytes(writer_id))
         return found is not None and found.retired is not None
 
+    def retired_at(self, writer_id: bytes) -> int | None:
+        """Give the time of a writer's retirement by the clock of who retired it; None if it was not."""
+        found = self._known.get(bytes(writer_id))
+        return None if found is None else found.retired
+
     def admit_object(self, writer_id: bytes, volume_id: bytes, sequence: int, what: str) -> None:
         """Refuse an object past the point of its volume at which its writer was retired."""
         found = self._known.get(bytes(writer_id))
         if found is None or found.points is None:
             return
-        last = self._retired_at(found).get(volume_id)
+        last = self._points_at(found).get(volume_id)
         if last is None or sequence > last:
             raise IntegrityError(f"{what} is signed by {found.writer_id.hex()}, who was retired before: it is forged")
 
@@ -88,7 +93,7 @@ class PoolVerifiers(Verifiers):
             with self._lock:
                 self.adopt(self._reload())
 
-    def _retired_at(self, writer: Writer) -> Mapping[bytes, int]:
+    def _points_at(self, writer: Writer) -> Mapping[bytes, int]:
         assert writer.points is not None, "asked for a writer that has points"
         points = self._points.get(writer.points)
         if points is None:

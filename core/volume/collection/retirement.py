@@ -7,8 +7,8 @@ Their signatures of before must stay valid, since they are part of images; those
    before the barrier, and a checkpoint of ours stands at it. What they put behind it is never part of the log (invariant 2), and a
    checkpoint that they put before it is never the newest.
 2. *Records* are in none, so all of theirs are signed again by the owner who runs this, and from then on none of theirs counts.
-3. *History of backups* (packs, manifests, sealed copies of metadata) is never signed again and stays valid as a whole: a store that
-   takes part could let them add to it.
+3. *History of backups* (packs, manifests, sealed copies of metadata) is never signed again: a store that takes part could let them
+   add to it. Backups are told apart by the time they claim, and no new one is built on theirs (core.backup.trust).
 
 Order: the writer is listed as retired, so honest programs of theirs stop; images are taken over and records signed again; the points are
 put; the description names them. Until that last step everything of theirs is valid, so a crash leaves nothing unreadable, and the next
