@@ -30,6 +30,9 @@ GREETING_S: Final = 10.0
 """A connection that has not said which session it is by then is closed."""
 SYNC_EVERY_S: Final = 1.0
 """The most that a power cut takes of what was answered, but not asked to be durable."""
+QUICK_SYNC_S: Final = 0.0005
+QUICK_SYNCS: Final = 8
+"""After so many syncs in a row that took no longer, the server's loop syncs for its only client by itself."""
 CHECKPOINT_EVERY_S: Final = 5.0
 RECONNECT_S: Final = (0.01, 1.0)
 """The first and the longest pause between two attempts of a client to connect."""

@@ -19,7 +19,7 @@ from metadata_server.protocol.messages import closing_frame
 from metadata_server.runtime.connection import Connection
 from metadata_server.runtime.listeners import Listener
 from metadata_server.runtime.service import Service
-from metadata_server.runtime.syncing import SyncThread
+from metadata_server.runtime.syncing import Answers, SyncThread
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +80,14 @@ class Pump:
         self.finish()
 
     def finish(self) -> None:
-        """Commit, send, and have synced what is to be durable."""
+        """Commit, send, and have synced what is to be durable: at once where it is quick and keeps no other client waiting."""
         self._service.finish()
         durable = self._service.take_durable()
-        if durable:
+        if not durable:
+            return
+        if len(self._connections) == 1 and self._syncs.is_quick:
+            self._send_synced(durable, self._syncs.sync_here())
+        else:
             self._syncs.ask(durable)
 
     def tick(self, now: float) -> None:
@@ -130,11 +134,11 @@ class Pump:
 
     def _synced(self) -> None:
         for answers, failure in self._syncs.take_done():
-            for outlet, data in answers:
-                if failure is None:
-                    outlet.send(data)
-                else:
-                    outlet.send(self._service.not_durable(data))
+            self._send_synced(answers, failure)
+
+    def _send_synced(self, answers: Answers, failure: Exception | None) -> None:
+        for outlet, data in answers:
+            outlet.send(data if failure is None else self._service.not_durable(data))
 
     def _watch(self, connection: Connection, events: int) -> None:
         self._epoll.modify(connection.fileno(), events)

@@ -108,7 +108,7 @@ async def serve(
         lease_s=lease_s,
         world=world,
     )
-    syncs = SyncThread(tree.sync)
+    syncs = SyncThread(tree.sync, world.monotonic)
     pump = Pump(service, listeners, syncs, world.monotonic)
     try:
         async with trio.open_nursery() as nursery:
