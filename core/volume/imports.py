@@ -45,9 +45,15 @@ class ImportNotes:
         self._key = self._snapshots.import_key
 
     def find(self) -> Import | None:
-        """Give the import that was begun or is done, None if there is none."""
+        """Give the import that was begun or is done, None if there is none.
+
+        Its snapshot stands only when it is done, so a note that says otherwise then was played back by the store.
+        """
         fields = self._records.find(RecordKind.SNAPSHOT, self._key)
-        return None if fields is None else _read(fields)
+        if fields is None:
+            return None
+        found = _read(fields)
+        return replace(found, done=True) if not found.done and self._has_snapshot(found) else found
 
     def refuse_begun(self) -> None:
         """Raise LockedError if the image's newest state is that of an import that has not happened yet."""
@@ -88,12 +94,15 @@ class ImportNotes:
     def complete(self, done: Import) -> None:
         """Do what follows the moment of the import: put the snapshot, take the note away."""
         snapshot = done.snapshot
-        if all(each.id != snapshot.id for each in self._snapshots.everything()):
+        if not self._has_snapshot(done):
             try:
                 self._snapshots.put(snapshot)
             except AlreadyExistsError:  # somebody took the name after the crash
                 self._snapshots.put(replace(snapshot, name=f"{snapshot.name}-{snapshot.id.hex()[:8]}"))
         self.forget(done)
+
+    def _has_snapshot(self, found: Import) -> bool:
+        return any(each.id == found.snapshot.id for each in self._snapshots.everything())
 
     def forget(self, own: Import) -> None:
         """Take the note away, unless it is another import's by now."""

@@ -352,6 +352,31 @@ def test_an_import_that_a_crash_ends_at_any_change_of_the_store_happened_or_did_
     assert {False, True} <= set(outcomes)
 
 
+def test_a_note_of_an_import_that_the_store_plays_back_takes_nothing_back():
+    store = hooked(MemoryStore())
+    with closing(made_pool(store)) as pool:
+        source(pool)
+        imported(pool, exported(pool, "a"))
+        key = ImportNotes(pool, *image_keys(pool, "copy"))._key
+        notes = []
+
+        def keep(when, method, at):
+            if (when, method, at) == ("before", "overwrite", key):
+                notes.append(store.inner.get(at))
+
+        store.hook = keep
+        imported(pool, exported(pool, "b", "a"))
+        with opened(pool, "copy") as image:
+            image.write(0, b"written since")
+        now = contents(pool, "copy")
+        assert len(notes) == 1
+        store.inner.overwrite(key, notes[0])
+        assert contents(pool, "copy") == now
+        with opened(pool, "copy") as image:
+            assert read(image) == now
+        assert ImportNotes(pool, *image_keys(pool, "copy")).find() is None
+
+
 def test_beside_an_import_a_reader_sees_the_state_before_and_no_snapshot_is_made(pool, other):
     source(pool)
     imported(other, exported(pool, "a"), writer=trust(pool))
