@@ -12,8 +12,8 @@ from gateway_fuse import limits
 from gateway_fuse.nodes import Node
 from gateway_fuse.state import MountState
 from metadata_server.protocol.errors import OperationError
-from metadata_server.protocol.model import NAME_BYTES, Attributes, Lease, NodeFlag
-from metadata_server.protocol.requests import GetXattrs, RemoveXattr, SetAttributes, SetXattr, Space
+from metadata_server.protocol.model import NAME_BYTES, Attributes, Lease
+from metadata_server.protocol.requests import RemoveXattr, SetAttributes, SetXattr, Space
 
 _READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
 _PERMISSIONS: Final = 0o7777
@@ -158,7 +158,7 @@ class AttributeHandlers:
                 return _value(node.xattrs, name)
         if node.virtual is not None:
             raise pyfuse3.FUSEError(errno.ENODATA)
-        return _value(await self._xattrs(node), name)
+        return _value(await self._leases.xattrs(node), name)
 
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         """Answer LISTXATTR; names below `trusted.` are shown to root alone."""
@@ -168,7 +168,7 @@ class AttributeHandlers:
         await self._leases.know(node)
         if not node.has_xattrs:
             return []
-        return [name for name in await self._xattrs(node) if ctx.uid == 0 or not name.startswith(_TRUSTED)]
+        return [name for name in await self._leases.xattrs(node) if ctx.uid == 0 or not name.startswith(_TRUSTED)]
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Answer SETXATTR."""
@@ -202,20 +202,6 @@ class AttributeHandlers:
         # What an ACL becomes at the server (or whether it stays at all) is the server's to say.
         node.xattrs = None
         self._nodes.update(attributes)
-
-    async def _xattrs(self, node: Node) -> dict[bytes, bytes]:
-        if node.xattrs is not None and node.fresh and self._lease_valid():
-            return node.xattrs
-
-        def install(answer: dict[bytes, bytes]) -> dict[bytes, bytes]:
-            if node.lease:
-                node.xattrs = answer
-                node.flags |= int(NodeFlag.XATTRS) if answer else 0
-            return answer
-
-        with self._leases.asking(node):
-            xattrs: dict[bytes, bytes] = await self._leases.ask(GetXattrs(node.inode), install)
-            return xattrs
 
     # statfs.
 

@@ -21,9 +21,9 @@ from gateway_fuse.nodes import Node, NodeCache
 from metadata_server.client.connection import Client
 from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.errors import OperationError
-from metadata_server.protocol.model import Lease
+from metadata_server.protocol.model import Lease, NodeFlag
 from metadata_server.protocol.model import Node as NodeValue
-from metadata_server.protocol.requests import Acquire, Request, Space
+from metadata_server.protocol.requests import Acquire, GetXattrs, Request, Space
 
 _READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
 
@@ -126,6 +126,21 @@ class Leases:
         if node.fresh and self.client.lease_valid():
             return
         await self.fetch(node)
+
+    async def xattrs(self, node: Node) -> dict[bytes, bytes]:
+        """Give the extended attributes of a node, from memory where a lease lets us."""
+        if node.xattrs is not None and node.fresh and self.client.lease_valid():
+            return node.xattrs
+
+        def install(answer: dict[bytes, bytes]) -> dict[bytes, bytes]:
+            if node.lease:
+                node.xattrs = answer
+                node.flags |= int(NodeFlag.XATTRS) if answer else 0
+            return answer
+
+        with self.asking(node):
+            xattrs: dict[bytes, bytes] = await self.ask(GetXattrs(node.inode), install)
+            return xattrs
 
     async def have(self, node: Node, lease: int) -> None:
         """Return at a moment when the lease is held and nothing takes it away."""

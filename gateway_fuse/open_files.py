@@ -27,9 +27,10 @@ from gateway_fuse.state import AtimePolicy, Handle, MountState
 from metadata_server.client.errors import SessionLostError
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
-from metadata_server.protocol.requests import SetAttributes, Sync
+from metadata_server.protocol.requests import RemoveXattr, SetAttributes, Sync
 
 _READ, _WRITE = int(Lease.READ), int(Lease.WRITE)
+_CAPABILITIES: Final = b"security.capability"
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
 
 
@@ -61,8 +62,7 @@ class OpenFiles:
                 await self._leases.fetch(node)
             if flags & os.O_TRUNC and flags & _WRITING and node.is_file:
                 await self._truncate(node)
-                if ctx.uid:
-                    await self._drop_privileges(node)
+                await self._drop_privileges(node, ctx.uid)
         except BaseException:
             node.opens -= 1
             self._nodes.consider(node)
@@ -104,8 +104,20 @@ class OpenFiles:
         finally:
             self._leases.end(node)
 
-    async def _drop_privileges(self, node: Node) -> None:
-        """Take setuid and setgid from a file that not root changes. Of O_TRUNC and direct I/O the kernel leaves that to us."""
+    async def _drop_privileges(self, node: Node, uid: int) -> None:
+        """Take its capabilities from a file that changes, and if it is not root who changes it, setuid and setgid.
+
+        Of O_TRUNC and of files opened for direct I/O the kernel leaves that to us.
+        """
+        if node.has_xattrs and _CAPABILITIES in await self._leases.xattrs(node):
+            node.xattrs = None
+            try:
+                await self._state.client.call(RemoveXattr(node.inode, _CAPABILITIES), self._nodes.update)
+            except OperationError as error:
+                if error.errno != errno.ENODATA:  # else somebody was faster
+                    raise
+        if not uid:
+            return
         mode = stat.S_IMODE(node.entry.st_mode)
         kept = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
         if kept != mode:
@@ -189,8 +201,8 @@ class OpenFiles:
                 node.fills += 1
         finally:
             self._leases.end(node)
-        if handle.uid and handle.append:
-            await self._drop_privileges(node)
+        if handle.append:
+            await self._drop_privileges(node, handle.uid)
         if end != offset:
             await kernel.forget_pages(node.inode)
         elif not handle.direct:

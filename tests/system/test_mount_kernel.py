@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import threading
 import time
 
@@ -11,6 +12,8 @@ from linux_calls import AsynchronousWriter, name_to_handle, open_by_handle
 pytestmark = pytest.mark.system
 PIECE = 65536
 RACE_S = 2.0
+CAP_CHOWN = struct.pack("<IIIII", 0x02000001, 1, 0, 0, 0)
+"""struct vfs_cap_data: version 2, effective; permitted and inheritable."""
 
 
 def test_what_an_asynchronous_direct_write_has_written_is_what_buffered_readers_see(shared_filesystem):
@@ -81,3 +84,15 @@ def test_with_strictatime_every_reading_counts_also_of_what_is_in_the_page_cache
         assert path.read_bytes() == b"content"
         times.append(path.stat().st_atime_ns)
     assert times == sorted(set(times))
+
+
+@pytest.mark.parametrize("flags", [os.O_APPEND, os.O_TRUNC, 0], ids=["appended", "truncated", "overwritten"])
+def test_a_file_that_changes_loses_its_capabilities_and_nothing_else(shared_filesystem, flags):
+    path = shared_filesystem.mount() / "file"
+    path.write_bytes(b"before")
+    os.setxattr(path, "security.capability", CAP_CHOWN)
+    os.setxattr(path, "user.kept", b"value")
+    descriptor = os.open(path, os.O_WRONLY | flags)
+    os.write(descriptor, b"after")
+    os.close(descriptor)
+    assert os.listxattr(path) == ["user.kept"]
