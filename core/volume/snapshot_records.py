@@ -94,6 +94,10 @@ class SnapshotRecords:
         """Look a snapshot up; None if there is none of this name."""
         return self._find(name, protected=False) or self._find(name, protected=True)
 
+    def find_protected(self, name: str) -> Snapshot | None:
+        """Look a protected snapshot up, also where an interrupted change left it under both keys; None if there is none of this name."""
+        return self._find(name, protected=True)
+
     def _find(self, name: str, *, protected: bool) -> Snapshot | None:
         fields = self._records.find(RecordKind.SNAPSHOT, self.key(name, protected=protected))
         if fields is None:

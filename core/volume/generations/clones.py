@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.crypto.volume import VolumeKeys
-from core.errors import IntegrityError, LockedError, NotFoundError, StoreError
+from core.errors import BlockyardError, IntegrityError, LockedError, NotFoundError, StoreError
 from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
 from core.pool.names import VOLUME_ID_BYTES
 from core.pool.pool import Pool
@@ -65,18 +65,28 @@ def create_clone(pool: Pool, image: str, snapshot: str, name: str) -> ImageInfo:
             described, ancestor_keys = load_description(pool, "", ancestor)
             held.append(leases.enter_context(lease(pool, described, ancestor_keys)))
             ancestors.append((described, ancestor_keys, _pins_of_child(pool, described, ancestor_keys, info)))
-        with contextlib.ExitStack() as undo:
+        try:
             for described, ancestor_keys, pins in ancestors:
                 _put_child(pool, described, ancestor_keys, volume_id, pins)
-                undo.callback(pool.store.delete, child_key(described.volume_id, volume_id))
             _check_held(held, pool)
             _check_sources(pool, info, keys, found, [each.volume_id for each, _, _ in ancestors])
             made = create_description(pool, name, found.size_bytes, base, volume_id)
-            undo.callback(pool.store.delete, description_key(volume_id))
-            undo.callback(pool.names.remove, volume_id)
             _check_held(held, pool)
-            undo.pop_all()
+        except BaseException:
+            with contextlib.suppress(BlockyardError):
+                _take_back(pool, volume_id, base)
+            raise
     return made
+
+
+def _take_back(pool: Pool, volume_id: bytes, base: Base) -> None:
+    """Undo what stands of a clone, and stop at what cannot be undone: as long as it may have a name, its ancestors keep its records.
+
+    A put whose answer was lost may have been done, the name's too.
+    """
+    pool.names.remove(volume_id)
+    pool.store.delete(description_key(volume_id))
+    forget_children(pool, volume_id, base.ancestors)
 
 
 def _check_sources(pool: Pool, parent: ImageInfo, keys: VolumeKeys, snapshot: Snapshot, ancestors: list[bytes]) -> None:

@@ -120,7 +120,7 @@ def pin_newest(
     For a `generation` of the past the caller has held a lease since it was the newest.
     """
     records = SnapshotRecords(pool.store, info, keys, pool.world)
-    log = image_log(pool, info)
+    log = image_log(pool, info, keys)
     for _ in range(_TRIES):
         with lease(pool, info, keys) as held:
             try:
@@ -232,6 +232,8 @@ def protect_snapshot(pool: Pool, image: str, name: str, *, on: bool) -> Snapshot
     info, keys = image_keys(pool, image)
     records = SnapshotRecords(pool.store, info, keys, pool.world)
     snapshot = records.get(name)
+    if not on:
+        snapshot = records.find_protected(name) or snapshot
     return snapshot if snapshot.protected is on else _set_protection(records, snapshot, pool, info, keys, on=on)
 
 
