@@ -12,6 +12,7 @@ import trio
 
 from core.errors import BlockyardError
 from metadata_server.space import limits
+from metadata_server.space.carry_over import CarryOver
 from metadata_server.space.collector import Collector
 from metadata_server.space.guard import Guard
 from metadata_server.space.ledger import Ledger
@@ -31,7 +32,7 @@ class SpaceOptions:
 
     grace_s: float = limits.GRACE_S
     repack_share: float = limits.REPACK_SHARE
-    """0 repacks nothing."""
+    """0 repacks nothing, and carries nothing over from old keys."""
     list_every_s: float = limits.LIST_EVERY_S
 
 
@@ -49,6 +50,7 @@ class SpaceKeeper:
         self._tick_s = min(max(options.grace_s / 4, 0.1), 10.0)
         self._repack_s = min(limits.REPACK_EVERY_S, self._tick_s)
         self.repacker: Final = Repacker(ledger, self.mover, pool.world, options.repack_share, self._repack_s)
+        self.carry_over: Final = CarryOver(ledger, pool, self.repacker, options.list_every_s)
         self._settle_s = limits.SETTLE_EVERY_S
 
     def session_ended(self) -> None:
@@ -65,6 +67,7 @@ class SpaceKeeper:
             nursery.start_soon(self._for_ever, "clearing up maps", self._tick_s, self._clean_maps)
             if self.options.repack_share > 0:
                 nursery.start_soon(self._for_ever, "repacking segments", self._repack_s, self._repack)
+                nursery.start_soon(self._for_ever, "carrying old keys over", self._tick_s, self.carry_over.carry)
 
     async def _clean_maps(self) -> None:
         while await self._ledger.clean_maps():

@@ -43,6 +43,9 @@ class Ledger(Protocol):
     def sparse_segments(self, max_live_share: float, limit: int) -> Sequence[SparseSegment]:
         """Give closed segments that are not dead and of whose blocks less than this share is live, the sparsest first."""
 
+    def closed_segment(self, sequence: int) -> SparseSegment | None:
+        """Give a closed segment of which something is live and that no snapshot needs; None for any other."""
+
     def unsettled_segments(self, limit: int) -> Sequence[int]:
         """Give segments of ended sessions that maps point into and that nobody reported closed."""
 

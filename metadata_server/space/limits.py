@@ -39,6 +39,8 @@ REPACK_BUSY_REQUESTS_PER_S: Final = 200
 """With more requests than this the server is not idle."""
 REPACK_PATIENCE_S: Final = 30.0
 """How long repacking waits for an idle moment before it goes on all the same."""
+CARRY_AFTER_S: Final = 60.0
+"""A server that lives no longer does not look for segments under old keys: it asks the store for the beginning of each of them."""
 OWN_RANGE: Final = 64
 """Segment numbers the server takes for itself at once."""
 SLICE: Final = 128

@@ -12,6 +12,7 @@ from core.filesystem.leftovers import ClosedLeftover, discard_growing_files, lis
 from core.filesystem.segment_copy import SegmentCopier
 from core.format.compression import DEFAULT_COMPRESSION, Compression
 from core.store.contract import Store
+from core.volume.collection.key_usage import look_at
 from core.volume.log.frame_reader import load_log_object
 from core.volume.log.names import VolumeNames
 from core.world import World
@@ -42,6 +43,22 @@ class SegmentPool:
                 with suppress(IntegrityError):
                     found.append(self.names.sequence_of(info.key))
             yield found
+
+    def under_old_keys(self) -> list[int]:
+        """List the segments that stand under a key of before the newest. Looks at the first bytes of each, if there is such a key."""
+        if self.keys.ring is None:
+            return []
+        self.keys.ring.load()
+        newest, found = self.keys.newest()[0], list[int]()
+        if len(self.keys.ring.ids) < 2:
+            return found
+        infos = self.store.list(self.names.log)
+        with ThreadPoolExecutor(limits.DELETE_THREADS, thread_name_prefix="keys") as threads:
+            while batch := list(islice(infos, limits.LIST_BATCH)):
+                for each in threads.map(lambda info: look_at(self.store, info), batch):
+                    if each is not None and each.key_id != newest:
+                        found.append(self.names.sequence_of(each.info.key))
+        return found
 
     def settle(self, sequence: int) -> ClosedLeftover | None:
         """Say what a segment of an ended session is: what its object holds, made from a growing file that has its end if need be.

@@ -80,6 +80,14 @@ class Repacker:
             self._before_s = now_s
         if not chosen:
             return False
+        await self.empty(chosen)
+        return True
+
+    async def empty(self, chosen: Sequence[SparseSegment]) -> None:
+        """Move what is live out of segments, as much as one takes, in an idle moment. Takes as long as the rate asks.
+
+        One that cannot be read is noted in `bad`; StoreError leaves the rest where it is.
+        """
         await self._await_idle()
         started_s = self._world.monotonic()
         sequences = [each.sequence for each in chosen]
@@ -91,7 +99,6 @@ class Repacker:
         read_bytes = sum(each.live_blocks for each in chosen) * 2 * BLOCK_BYTES
         spent_s = self._world.monotonic() - started_s
         await trio.sleep(max(0.0, read_bytes / limits.REPACK_BYTES_PER_S - spent_s))
-        return True
 
     async def _move_each(self, sequences: Sequence[int]) -> None:
         """Take segments one by one, so that a bad one does not keep the others."""

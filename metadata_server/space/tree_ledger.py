@@ -93,6 +93,14 @@ class TreeLedger:
             found = self._tree.sparse_segments(max_live_share, limit)
         return [SparseSegment(row.sequence, row.live, row.blocks or 0, row.stored_bytes or 0) for row in found]
 
+    def closed_segment(self, sequence: int) -> SparseSegment | None:
+        """As its row says."""
+        self._turns.commit()
+        row = self._tree.segment(sequence)
+        if row is None or row.blocks is None or not row.live or self._guard.is_pinned(sequence):
+            return None
+        return SparseSegment(sequence, row.live, row.blocks, row.stored_bytes or 0)
+
     def unsettled_segments(self, limit: int) -> Sequence[int]:
         """Of nobody, not closed, with live blocks or pinned."""
         self._turns.commit()

@@ -1,5 +1,6 @@
 """The ledger on a real tree and database: files written by sessions that end, come back and go."""
 
+import dataclasses
 import stat
 from pathlib import Path
 
@@ -7,16 +8,20 @@ import pytest
 import trio
 import trio.testing
 
+from core.crypto.rings import Generations, KeyRing
+from core.crypto.volume import VolumeKeys
 from core.filesystem.segment_copy import Move
 from core.format.runs import pack_runs, unpack_runs
 from core.store.memory import AppendableMemoryStore
 from core.units import BLOCK_BYTES
+from core.volume.collection.key_usage import look_at
 from core.volume.log.frame_cache import FrameCache
 from core.volume.log.frame_reader import FrameReader
 from metadata_server.engine.rows import SessionRow
 from metadata_server.engine.sqlite import SqliteEngine
 from metadata_server.protocol import requests
 from metadata_server.protocol.model import ROOT, ClosedSegment, Update
+from metadata_server.space import limits
 from metadata_server.space.keeper import SpaceKeeper, SpaceOptions
 from metadata_server.space.pool import SegmentPool
 from metadata_server.space.tree_ledger import TreeLedger
@@ -92,8 +97,8 @@ class Place:
     def entries(self, inode: int) -> list[tuple[int, int, int]]:
         return list(unpack_runs(self.tree.apply(0, requests.ReadMap(inode, 0, 8))[0], "the map"))
 
-    def check(self, inode: int, blocks: int) -> None:
-        reader = FrameReader(self.disk, NAMES, KEYS, {}, FrameCache(0), lambda _key: None)
+    def check(self, inode: int, blocks: int, keys: VolumeKeys = KEYS) -> None:
+        reader = FrameReader(self.disk, NAMES, keys, {}, FrameCache(0), lambda _key: None)
         found = 0
         for block, count, entry in self.entries(inode):
             out = bytearray(count * BLOCK_BYTES)
@@ -102,13 +107,13 @@ class Place:
             found += count
         assert found == blocks
 
-    def keep(self, seconds: float) -> None:
+    def keep(self, seconds: float, keys: VolumeKeys = KEYS, list_every_s: float = limits.LIST_EVERY_S) -> None:
         """Run everything that gives space back for so long."""
 
         async def main() -> None:
             world = real_world(monotonic=trio.current_time)
-            pool = SegmentPool(self.disk, NAMES, KEYS, world, ZSTD)
-            self.keeper = SpaceKeeper(self.ledger, pool, SpaceOptions(grace_s=4.0))
+            pool = SegmentPool(self.disk, NAMES, keys, world, ZSTD)
+            self.keeper = SpaceKeeper(self.ledger, pool, SpaceOptions(grace_s=4.0, list_every_s=list_every_s))
             with trio.move_on_after(seconds):
                 await self.keeper.run()
 
@@ -156,6 +161,45 @@ def test_sparse_segments_are_repacked_and_files_read_the_same_after_a_restart(pl
         place.check(inode, 5)
     row = place.tree.segment(after[0])
     assert row is not None and (row.live, row.blocks) == (15, 15)
+
+
+def rotated() -> VolumeKeys:
+    """Give the keys of the same volume after a rotation."""
+    second = bytes(31) + b"2"
+    generations = Generations({KEYS.key_id: KEYS.key, KEYS.key_id + 1: second}, KEYS.key_id + 1)
+    return dataclasses.replace(KEYS, ring=KeyRing(generations.keys, generations.sealing, lambda: generations))
+
+
+def test_what_stands_under_an_old_key_is_written_anew_however_dense_it_is_and_the_old_objects_go(place, monkeypatch):
+    session = place.session()
+    inodes = [place.file(session, f"f{number}") for number in range(3)]
+    for inode in inodes:
+        sequence = place.number(session)
+        put_segment(place.disk, sequence, [(inode, 0, 40)])
+        place.commit(session, sequence, [(inode, 0, 40)], blocks=40)
+    open_one = place.number(session)
+    put_segment(place.disk, open_one, [(inodes[0], 40, 8)])
+    place.commit(session, open_one, [(inodes[0], 40, 8)], blocks=None)
+    before = place.stored()
+    monkeypatch.setattr(limits, "CARRY_AFTER_S", 5.0)
+    place.keep(4, rotated())
+    assert place.stored() == before, "a short life does not look for them"
+    keys = rotated()
+    place.keep(15, keys)
+    assert place.keeper.carry_over.left == 4
+    moved = [sequence for sequence in place.stored() if sequence not in before]
+    assert open_one in place.stored(), "its session may commit more of it"
+    assert not {*before} - {open_one} & {*place.stored()} and len(moved) == 1
+    assert look_at(place.disk, place.disk.head(NAMES.segment(moved[0]))).key_id == KEYS.key_id + 1
+    for inode, blocks in zip(inodes, (48, 40, 40), strict=True):
+        place.check(inode, blocks, keys)
+    place.end_session(session)
+    place.restart()
+    place.keep(30, keys, list_every_s=8.0)
+    assert place.keeper.carry_over.left == 0
+    assert all(look_at(place.disk, info).key_id == KEYS.key_id + 1 for info in place.disk.list(NAMES.log))
+    for inode, blocks in zip(inodes, (48, 40, 40), strict=True):
+        place.check(inode, blocks, keys)
 
 
 def test_what_a_dead_session_left_is_settled_and_what_a_living_one_has_stays(place):

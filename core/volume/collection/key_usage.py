@@ -193,7 +193,7 @@ def sealed_objects(store: Store, family: VolumeFamily, volume_id: bytes, report:
         for at in range(0, len(infos), _BATCH):
             for info, found in zip(
                 infos[at : at + _BATCH],
-                threads.map(lambda info: _look(store, info), infos[at : at + _BATCH]),
+                threads.map(lambda info: look_at(store, info), infos[at : at + _BATCH]),
                 strict=True,
             ):
                 done += info.size_bytes
@@ -202,7 +202,7 @@ def sealed_objects(store: Store, family: VolumeFamily, volume_id: bytes, report:
             report(done, total)
 
 
-def _look(store: Store, info: ObjectInfo) -> Sealed | None:
+def look_at(store: Store, info: ObjectInfo) -> Sealed | None:
     """Read the first bytes of an object; None if it has gone, or is none that a volume's key seals."""
     try:
         # A record may be written over: a ranged read may serve bytes it has seen before, `get` does not.
