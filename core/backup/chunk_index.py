@@ -17,7 +17,12 @@ from core.format.header import HEADER_BYTES
 from core.format.pack import ID_DTYPE, Ids, PackTable, join_tables
 
 _HEADER_DTYPE: Final = np.dtype(
-    {"names": ["sequence", "nonce"], "formats": ["<u8", "V16"], "offsets": [56, 64], "itemsize": HEADER_BYTES}
+    {
+        "names": ["key_id", "sequence", "nonce"],
+        "formats": ["<u4", "<u8", "V16"],
+        "offsets": [12, 56, 64],
+        "itemsize": HEADER_BYTES,
+    }
 )
 PackName = tuple[bytes, int]
 """The run that wrote a pack, and the pack's number in it."""
@@ -43,6 +48,12 @@ def pack_names(table: PackTable) -> list[PackName]:
     """Give the name of every pack of a table, in order."""
     headers = table.packs["header"].view(_HEADER_DTYPE)
     return [(bytes(row["nonce"].tobytes()), int(row["sequence"])) for row in headers]
+
+
+def pack_keys(table: PackTable) -> npt.NDArray[np.uint32]:
+    """Give the id of the key that each pack of a table is sealed under, in order."""
+    keys: npt.NDArray[np.uint32] = table.packs["header"].view(_HEADER_DTYPE)["key_id"]
+    return keys
 
 
 def join_packs(tables: Iterable[PackTable]) -> PackTable:

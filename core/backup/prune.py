@@ -56,9 +56,19 @@ class PruneReport:
 
 
 def prune(
-    vault: Vault, compression: Compression, progress: Progress, *, dry_run: bool = False, unused: float | None = None
+    vault: Vault,
+    compression: Compression,
+    progress: Progress,
+    *,
+    dry_run: bool = False,
+    unused: float | None = None,
+    carry_over: bool = False,
 ) -> PruneReport:
-    """Delete what no backup needs. LockedError while another prune is at work; IntegrityError if a backup misses something."""
+    """Delete what no backup needs. LockedError while another prune is at work; IntegrityError if a backup misses something.
+
+    With `carry_over`, packs and indexes under keys of before a rotation are written anew. Manifests are not, since their children carry the
+    digest of their bytes: they go when they are forgotten.
+    """
     vault.pool.keys.require_writer("pruning a vault")
     share = limits.UNUSED_SHARE if unused is None else unused
     lock = OwnerLock(
@@ -67,7 +77,7 @@ def prune(
     lock.acquire(force=False)
     try:
         with Lease(vault, required=True, also=lock.renew) as lease:
-            return Prune(vault, lease, compression, progress, share).run(dry_run=dry_run)
+            return Prune(vault, lease, compression, progress, share, carry_over=carry_over).run(dry_run=dry_run)
     finally:
         lock.release()
 
@@ -76,13 +86,21 @@ class Prune:
     """One prune. See the opening of the module."""
 
     def __init__(
-        self, vault: Vault, lease: Lease, compression: Compression, progress: Progress, unused_share: float
+        self,
+        vault: Vault,
+        lease: Lease,
+        compression: Compression,
+        progress: Progress,
+        unused_share: float,
+        *,
+        carry_over: bool,
     ) -> None:
         self._vault = vault
         self._lease = lease
         self._compression = compression
         self._progress = progress
         self._unused_share = unused_share
+        self._carry_over = carry_over
         self._written_bytes = 0
 
     def run(self, *, dry_run: bool) -> PruneReport:
@@ -96,7 +114,8 @@ class Prune:
         needed, acquitted = self._needed(index, catalog.manifests, old)
         old = self._acquit(old, acquitted, dry_run=dry_run)
         settled = packs_of(old)
-        plan = plan_prune(index, needed, settled, self._unused_share)
+        key_id = self._vault.keys.newest()[0] if self._carry_over else None
+        plan = plan_prune(index, needed, settled, self._unused_share, key_id)
         if dry_run:
             doomed = {*(index.names[row] for row in (*plan.dead, *plan.repacked)), *strays, *settled}
             return self._report(plan, 0, _bytes_of(doomed, standing), len(settled))
@@ -215,7 +234,7 @@ class Prune:
     def _rewrite_index(self, doomed: frozenset[PackName]) -> None:
         """Put the index without the doomed packs, then remove the objects it was made of. What is put meanwhile stays."""
         tables = load_indexes(self._vault)
-        if not doomed and len(tables) <= limits.INDEXES_KEPT:
+        if not (doomed or self._carry_over) and len(tables) <= limits.INDEXES_KEPT:
             return
         self._check()
         put_indexes(self._vault, self._vault.world.random_bytes(16), 0, each_once(tables.values(), doomed))

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.backup import limits
-from core.backup.chunk_index import ChunkIndex, PackName
+from core.backup.chunk_index import ChunkIndex, PackName, pack_keys
 
 Needed = npt.NDArray[np.bool_]
 """For each chunk row of an index, whether it is the copy that somebody needs."""
@@ -26,12 +26,16 @@ class PrunePlan:
 
 
 def plan_prune(
-    index: ChunkIndex, needed: Needed, settled: AbstractSet[PackName], unused_share: float = limits.UNUSED_SHARE
+    index: ChunkIndex,
+    needed: Needed,
+    settled: AbstractSet[PackName],
+    unused_share: float = limits.UNUSED_SHARE,
+    key_id: int | None = None,
 ) -> PrunePlan:
     """Choose packs. `settled` ones are condemned already and are left out.
 
     A pack without a needed chunk is dead. Of the others the emptiest are copied together until what is left unused is at most
-    `unused_share` of what is needed; small packs are, too, once there are many of them.
+    `unused_share` of what is needed; small packs are, too, once there are many of them. With a `key_id`, all under another key are.
     """
     packs = index.table.packs
     sizes = packs["size"].astype(np.float64)
@@ -51,6 +55,9 @@ def plan_prune(
     small = [row for row in rest.tolist() if sizes[row] < limits.PACK_BYTES / 4]
     if len(small) > limits.SMALL_PACKS:
         chosen = sorted({*chosen, *small})
+    if key_id is not None:
+        old = pack_keys(index.table) != key_id
+        chosen = sorted({*chosen, *rest[old[rest]].tolist()})
     return PrunePlan(
         dead=tuple(dead.tolist()),
         repacked=tuple(chosen),

@@ -146,13 +146,19 @@ def forget_verb(
 @click.option(
     "--max-unused", type=click.FloatRange(0), help="Share of unneeded bytes that may stay in packs. [default: 0.1]"
 )
+@click.option("--carry-over", is_flag=True, help="Also write anew what stands under old keys of the vault.")
 @json_option
 @with_session
 @status_of_failure
-def prune_verb(session: Session, pool: str, dry_run: bool, max_unused: float | None, as_json: bool) -> None:
-    """Delete chunks that no backup needs, and pack sparse packs together. Backups and restores may go on meanwhile."""
+def prune_verb(
+    session: Session, pool: str, dry_run: bool, max_unused: float | None, carry_over: bool, as_json: bool
+) -> None:
+    """Delete chunks that no backup needs, and pack sparse packs together. Backups and restores may go on meanwhile.
+
+    After `blockyard key rotate-volume POOL/.vault`, --carry-over writes all chunks anew under the new key.
+    """
     with session.pool(pool) as opened:
-        report = prune_with_bar(open_vault(opened), dry_run=dry_run, unused=max_unused)
+        report = prune_with_bar(open_vault(opened), dry_run=dry_run, unused=max_unused, carry_over=carry_over)
     if as_json:
         print_json({name: getattr(report, name) for name in type(report).__dataclass_fields__})
     else:
@@ -182,10 +188,12 @@ def systemd(session: Session, job: str | None, directory: Path | None, program: 
                 click.echo(f"wrote {directory / name}")
 
 
-def prune_with_bar(vault: Vault, *, dry_run: bool, unused: float | None = None) -> PruneReport:
+def prune_with_bar(
+    vault: Vault, *, dry_run: bool, unused: float | None = None, carry_over: bool = False
+) -> PruneReport:
     """Prune with a bar that counts packs."""
     with progress_bar("prune") as report:
-        return prune(vault, DEFAULT_COMPRESSION, report, dry_run=dry_run, unused=unused)
+        return prune(vault, DEFAULT_COMPRESSION, report, dry_run=dry_run, unused=unused, carry_over=carry_over)
 
 
 def _named(catalog: Catalog, backups: tuple[str, ...]) -> list[Verdict]:

@@ -16,12 +16,15 @@ from core.backup.forget import forget
 from core.backup.manifest import Mode, manifest_key, put_manifest
 from core.backup.restore import restore_image
 from core.backup.run import RunOptions, run_backup
+from core.backup.vault import NAME
 from core.backup.verify import recovery_test
 from core.backup.visit import reading, writing
 from core.errors import BlockyardError, IntegrityError, LockedError, ReadOnlyError, StoreError, WorldError
 from core.pool.keys import Role
 from core.pool.pool import open_pool
+from core.pool.volume_keys import rotate_volume_key
 from core.store.memory import MemoryStore
+from core.volume.collection.key_usage import key_status
 from core.volume.images import image_names, open_image
 from core.volume.options import ImageOptions
 from core.world import World
@@ -483,3 +486,53 @@ def test_a_store_that_fails_is_an_error_and_leaves_no_backup() -> None:
     with pytest.raises(StoreError):
         world.run(source, Mode.FULL, vault=world.on(hooked(world.store, hook)))
     assert len(world.catalog().manifests) == 3
+
+
+# A new key for the vault.
+
+
+def test_a_prune_that_is_asked_to_carries_packs_and_indexes_over_to_the_newest_key() -> None:
+    world, source = three_backups()
+    before = [(each, world.content(each)) for each in world.catalog().manifests]
+    rotate_volume_key(world.made.pool, NAME)
+    vault = world.on(world.store)
+    assert world.prune(vault).repacked_packs == 0, "nobody asked for it"
+    told = world.prune(vault, carry_over=True, dry_run=True)
+    old = world.keys("pack/")
+    report = world.prune(vault, carry_over=True)
+    assert report.repacked_packs == told.repacked_packs > 0 and not set(old) & set(world.keys("pack/"))
+    assert {key_of(world.store, key) for part in ("pack/", "index/") for key in world.keys(part)} == {2}
+    again = world.on(world.store)
+    assert [content(again, each) for each, _ in before] == [data for _, data in before]
+    source.write(0, noise(50, 1))
+    assert content(again, world.run(source, vault=again)) == source.data
+    with reading(again) as visit:
+        assert not verify_module.verify(visit, load_catalog(again), load_catalog(again).manifests, silent).findings
+    status = key_status(world.made.pool, NAME)
+    assert 1 in status.needed, "manifests stay as they are: their children carry their digests"
+    assert status.old.size_bytes < status.size_bytes / 10
+
+
+def test_a_prune_that_carries_over_and_dies_at_any_write_loses_nothing_and_the_next_one_finishes() -> None:
+    for calls in itertools.count():
+        world, source = three_backups()
+        rotate_volume_key(world.made.pool, NAME)
+        store, dead = crash_after(world.store, calls, took_effect=True)
+        with contextlib.suppress(BlockyardError):
+            world.prune(world.on(store, pid=GONE), carry_over=True)
+        newest = world.catalog().manifests[-1]
+        assert content(world.on(world.store), newest) == bytes(source.data)
+        assert world.verify().findings == []
+        if not dead():
+            break
+        world.made.world.now.sleep(2 * limits.DESERTED_KEPT_S)
+        for _ in range(2):
+            world.prune(world.on(world.store), carry_over=True)
+        under = {key_of(world.store, key) for part in ("pack/", "index/") for key in world.keys(part)}
+        assert under == {2} and condemnations(world.vault) == []
+        assert content(world.on(world.store), newest) == bytes(source.data)
+    assert calls > 4
+
+
+def key_of(store: MemoryStore, key: str) -> int:
+    return int.from_bytes(store.get(key)[12:16], "little")

@@ -1,6 +1,7 @@
 """The verbs that change keys, run in process on a directory."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,18 @@ def test_gc_finishes_the_change_of_an_images_key_and_says_how_far_it_is(shell: S
     summary, newest = shell.json("key", "rotation-status", image)
     assert summary["old_bytes"] == 0 and newest["newest"]
     assert "--rate 0" in shell.run("gc", image, "--rate", "0", status=2)
+
+
+def test_the_key_of_a_vault_changes_and_a_prune_carries_its_chunks_over(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "disk.raw"
+    source.write_bytes(random.Random(1).randbytes(300_000))
+    shell.run("backup", "run", source, shell.pool)
+    vault = f"{shell.pool}/.vault"
+    assert shell.json("key", "rotate-volume", vault)["key"] == 2
+    before = shell.json("key", "rotation-status", vault)[0]["old_bytes"]
+    assert before > 300_000
+    shell.run("backup", "prune", shell.pool, "--carry-over")
+    assert shell.json("key", "rotation-status", vault)[0]["old_bytes"] < 10_000, "manifests alone stay"
+    assert "old keys stay" in shell.run("key", "retire", vault, status=2)
+    shell.run("backup", "restore", f"{shell.pool}/latest", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
