@@ -14,6 +14,7 @@ from blake3 import blake3
 from core import limits
 from core.crypto.aead import TAG_BYTES, Aead, Buffer, InvalidTag
 from core.errors import IntegrityError
+from core.format.compression import Codec, unpack
 from core.units import BLOCK_BYTES
 
 PAGE_BYTES: Final = limits.PAGE_ENTRIES * 8
@@ -212,11 +213,10 @@ def open_page(aead: Aead, page: int, sealed: Buffer, digest: bytes, size_bytes: 
             f"map page {page} in {what} is not the one its checkpoint names: it was altered or swapped"
         )
     try:
-        data = zstandard.decompress(
-            aead.open(page, sealed, _PAGE_NUMBER.pack(b"page", page)), max_output_size=PAGE_BYTES
-        )
-    except (InvalidTag, zstandard.ZstdError):
+        packed = aead.open(page, sealed, _PAGE_NUMBER.pack(b"page", page))
+    except InvalidTag:
         raise IntegrityError(f"map page {page} in {what} does not authenticate: it was altered") from None
-    if len(data) != PAGE_BYTES or page * limits.PAGE_ENTRIES * BLOCK_BYTES >= max(size_bytes, 1):
+    data = bytes(unpack(Codec.ZSTD, packed, PAGE_BYTES, f"map page {page} in {what}"))
+    if page * limits.PAGE_ENTRIES * BLOCK_BYTES >= max(size_bytes, 1):
         raise IntegrityError(f"map page {page} in {what} is not a page of this image")
     return data

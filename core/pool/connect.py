@@ -3,17 +3,21 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from core import limits
 from core.config import PoolSettings
 from core.crypto.slots import SlotKind
-from core.errors import KeyRefusedError, NotFoundError, UsageError
-from core.pool.key_files import default_key_path, load_key_file, read_private_file
+from core.errors import BlockyardError, KeyRefusedError, NotFoundError, UsageError
+from core.pool.key_files import KeyFile, default_key_path, load_key_file, read_private_file
 from core.pool.pool import Pool, open_pool
-from core.pool.slots import Passphrase, Unlock, read_slots
+from core.pool.slots import Passphrase, Unlock, find_slot, read_slots
 from core.store.contract import Store
 from core.store.factory import open_store
 from core.world import World
+
+_KEY_FILES_TRIED: Final = 3
+"""With more key files in the user's directory the slots are listed, to tell which one is wanted."""
 
 Prompt = Callable[[str], str]
 """Asks the user for a passphrase without showing it."""
@@ -44,6 +48,9 @@ def find_opener(store: Store, settings: PoolSettings, prompt: Prompt | None) -> 
     opener = opener_from_settings(settings)
     if opener is not None:
         return opener
+    found = _key_file_that_fits(store)
+    if found is not None:
+        return found
     has_passphrase = has_slots = False
     for _, slot in read_slots(store):
         has_slots = True
@@ -57,6 +64,26 @@ def find_opener(store: Store, settings: PoolSettings, prompt: Prompt | None) -> 
         return Passphrase(prompt(f"Passphrase of the pool at {store.url}").encode())
     wanted = "give a key file or a passphrase file" if has_passphrase else "give a key file"
     raise KeyRefusedError(f"no key for the pool at {store.url} is in {default_key_path(b'').parent}; {wanted}")
+
+
+def _key_file_that_fits(store: Store) -> KeyFile | None:
+    """Look whether one of the user's few key files is of a slot in `store`: that is a request, and a list of slots is a scan on RADOS.
+
+    None if that does not tell: then the slots do.
+    """
+    paths = sorted(default_key_path(b"").parent.glob("*.key"))
+    if len(paths) > _KEY_FILES_TRIED:
+        return None
+    for path in paths:
+        try:
+            key_file = load_key_file(path)
+        except BlockyardError:
+            continue  # if it is the one, it is complained about below
+        if path == default_key_path(key_file.pool_id):
+            slot = find_slot(store, key_file.slot_id)
+            if slot is not None and slot.pool_id == key_file.pool_id:
+                return key_file
+    return None
 
 
 def opener_from_settings(settings: PoolSettings) -> Unlock | None:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,6 +18,7 @@ import numpy as np
 from core.errors import AlreadyExistsError, IntegrityError, LockedError, UsageError
 from core.format.compression import DEFAULT_COMPRESSION, Compression, Compressor
 from core.pool.pool import Pool
+from core.stream import limits
 from core.stream.file_trouble import file_trouble
 from core.stream.format import (
     SALT_BYTES,
@@ -36,13 +38,15 @@ from core.stream.reader import StreamReader
 from core.stream.sealing import BY_THE_VOLUME, Leg, Sealing, StreamKeys, new_stream, open_stream
 from core.stream.writer import Position, Sealed, StreamWriter, Writable, seal_chunk
 from core.units import BLOCK_BYTES
-from core.volume.generations.snapshots import Snapshot, find_snapshot
 from core.volume.image import Image
-from core.volume.images import image_keys, open_image
+from core.volume.images import image_keys, open_snapshot
+from core.volume.log.block_map import POSITION_BITS
 from core.volume.options import ImageOptions
+from core.volume.snapshot_records import Snapshot, SnapshotRecords
 from core.volume.transfer import Progress
 
 _BLOCK: Final = np.uint64(BLOCK_BYTES)
+_POSITION_BITS: Final = np.uint64(POSITION_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +144,11 @@ class _Export:
         self._request = request
         self._progress = progress
         self._compressor = Compressor(DEFAULT_COMPRESSION)
-        self._keys = image_keys(pool, request.image)[1]
+        self._info, self._keys = image_keys(pool, request.image)
         assert self._keys.signer is not None, "a writer's key was asked for"
         self._signer = self._keys.signer
-        self._snapshot = find_snapshot(pool, request.image, request.snapshot)
+        self._records = SnapshotRecords(pool.store, self._info, self._keys, pool.world)
+        self._snapshot = self._records.get(request.snapshot)
         self._base = None if request.base is None else self._find_base(request.base)
         self._head = Head(
             request.image,
@@ -156,7 +161,7 @@ class _Export:
         )
 
     def _find_base(self, name: str) -> Snapshot:
-        base = find_snapshot(self._pool, self._request.image, name)
+        base = self._records.get(name)
         if base.pin.generation > self._snapshot.pin.generation:
             raise UsageError(
                 f"snapshot {name} is newer than {self._request.snapshot}: a stream leads from the older to the newer"
@@ -219,10 +224,12 @@ class _Export:
                 else:
                     data += length
                 if number >= done:
+                    scout.look(piece)
                     yield first + number - done, piece
 
         with contextlib.ExitStack() as opened:
             newer = opened.enter_context(self._open(self._snapshot))
+            scout = opened.enter_context(contextlib.closing(_Scout(newer)))
             older = None if self._base is None else opened.enter_context(self._open(self._base))
             work = in_order(lambda item: (self._seal(newer, leg, *item), item[1].reached), to_do(older, newer))
             with contextlib.closing(work):
@@ -235,7 +242,7 @@ class _Export:
     @contextlib.contextmanager
     def _open(self, snapshot: Snapshot) -> Iterator[Image]:
         options = ImageOptions(ram_cache_bytes=0)  # each frame is read once
-        image = open_image(self._pool, f"{self._request.image}@{snapshot.name}", writable=False, options=options)
+        image = open_snapshot(self._pool, self._info, self._keys, snapshot.name, options)
         with contextlib.closing(image):
             if image.generation != snapshot.pin.generation:
                 raise UsageError(f"snapshot {snapshot.name} was made anew at this moment; export it again")
@@ -250,6 +257,27 @@ class _Export:
             parts = packed_anew(parts, self._request.compression)
         payload = pack_data(piece.first * _BLOCK, piece.count * _BLOCK, parts)
         return seal_chunk(leg, ChunkKind.DATA, sequence, payload)
+
+
+class _Scout:
+    """Has the tables of segments read before the chunks that need them have their turn: else every thread waits at each new segment."""
+
+    def __init__(self, image: Image) -> None:
+        self._learn = image.reader.learn
+        self._last = -1
+        self._threads = ThreadPoolExecutor(limits.SCOUT_THREADS, "blockyard segments")
+
+    def look(self, piece: Holes | Blocks) -> None:
+        """Begin with what a chunk needs that was given out."""
+        if isinstance(piece, Blocks):
+            for sequence in dict.fromkeys((piece.entries >> _POSITION_BITS).tolist()):
+                if sequence != self._last:
+                    self._threads.submit(self._learn, sequence)
+                    self._last = sequence
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(cancel_futures=True)
 
 
 def _named(snapshot: Snapshot) -> SnapshotName:

@@ -15,6 +15,8 @@ HEAD_BYTES: Final = 16 * KIB
 WINDOW_BLOCKS: Final = 1 << 18
 """Changed blocks that are put in the order of the log before they are read (1 GiB of them; some 20 MiB of memory)."""
 WORK_THREADS: Final = 4
+SCOUT_THREADS: Final = 2
+"""Segments whose tables are read at once, ahead of the chunks that need them."""
 CHUNKS_AHEAD: Final = 8
 """Chunks that are read and sealed, or opened, ahead of the one whose turn it is."""
 

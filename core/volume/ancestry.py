@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from core.crypto.volume import VolumeKeys
 from core.pool.pool import Pool
 from core.volume.log.description import Base, ImageInfo, image_prefix, load_description
 from core.volume.log.lineage import Ancestor, Source
@@ -19,9 +20,10 @@ def beginning(pool: Pool, info: ImageInfo) -> Beginning:
     return Beginning(info.size_bytes, ancestors, partial(_base_state, pool, base))
 
 
-def image_log(pool: Pool, info: ImageInfo) -> Log:
-    """Give what replaying an image needs, for whoever wants one of its states and no image."""
-    return _log(pool, info)
+def image_log(pool: Pool, info: ImageInfo, keys: VolumeKeys | None = None) -> Log:
+    """Give what replaying an image needs, for whoever wants one of its states and no image. Without its keys they are read."""
+    keys = keys or load_description(pool, info.name, info.volume_id)[1]
+    return volume_log(pool.store, info.prefix, keys, beginning(pool, info))
 
 
 def _source(pool: Pool, volume_id: bytes) -> Source:
@@ -29,10 +31,5 @@ def _source(pool: Pool, volume_id: bytes) -> Source:
 
 
 def _base_state(pool: Pool, base: Base) -> VolumeState:
-    parent, _ = load_description(pool, "", base.parent)
-    return load_pinned(_log(pool, parent), base.pin)
-
-
-def _log(pool: Pool, info: ImageInfo) -> Log:
-    keys = load_description(pool, info.name, info.volume_id)[1]
-    return volume_log(pool.store, info.prefix, keys, beginning(pool, info))
+    parent, keys = load_description(pool, "", base.parent)
+    return load_pinned(image_log(pool, parent, keys), base.pin)

@@ -34,6 +34,7 @@ __all__ = [
     "image_options",
     "list_images",
     "open_image",
+    "open_snapshot",
     "rename_image",
 ]
 
@@ -68,6 +69,8 @@ def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, 
                 f"{name} is a snapshot, which never changes; open it read-only, or write to a clone of it"
             )
     info, keys = image_keys(pool, image)
+    if snapshot is not None:
+        return open_snapshot(pool, info, keys, snapshot, options)
     notes = ImportNotes(pool, info, keys)
     opening = partial(
         open_volume,
@@ -81,8 +84,6 @@ def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, 
         force=force,
         world=pool.world,
     )
-    if snapshot is not None:
-        return opening(find_pin=partial(_pin_of_snapshot, pool, info, keys, snapshot))
     if not writable:
         if _has_begun(notes.find()):
             with contextlib.suppress(_ImportOverError):
@@ -96,6 +97,25 @@ def open_image(pool: Pool, name: str, *, writable: bool, options: ImageOptions, 
             opened.close()
         raise
     return opened
+
+
+def open_snapshot(pool: Pool, info: ImageInfo, keys: VolumeKeys, snapshot: str, options: ImageOptions) -> Image:
+    """Open a snapshot of an image whose description was read; of several, they share what is known of the image's keys.
+
+    Its record is looked at under the lease of the opening. Raises as `open_image` does.
+    """
+    return open_volume(
+        pool.store,
+        info.prefix,
+        keys,
+        f"{info.name}@{snapshot}",
+        beginning(pool, info),
+        writable=False,
+        options=options,
+        force=False,
+        world=pool.world,
+        find_pin=partial(_pin_of_snapshot, pool, info, keys, snapshot),
+    )
 
 
 class _ImportOverError(Exception):

@@ -210,7 +210,7 @@ class _Opening:
         return self._reading(self._load_for_reading, self._follow)
 
     def for_reading_pinned(self, find_pin: Callable[[], Pin]) -> Image:
-        return self._reading(lambda: load_pinned(self._log, find_pin()), None)
+        return self._reading(lambda: load_pinned(self._log, find_pin(), self._reader), None)
 
     def _reading(self, load: Callable[[], VolumeState], follow: Callable[[VolumeState], VolumeState] | None) -> Image:
         lease = ReaderLease(self._store, self._names, self._keys, self._world)

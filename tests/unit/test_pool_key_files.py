@@ -9,13 +9,14 @@ from pool_world import CHEAP, driven_world
 
 from core.config import Config, PoolSettings, Settings, resolve_pool
 from core.errors import AlreadyExistsError, KeyRefusedError, NotFoundError, UsageError
-from core.pool.connect import connect_pool, read_passphrase_file
+from core.pool.connect import connect_pool, find_opener, read_passphrase_file
 from core.pool.key_files import KeyFile, default_key_path, load_key_file, save_key_file
 from core.pool.keyring import add_slot
 from core.pool.keys import Role
-from core.pool.pool import create_pool
+from core.pool.pool import create_pool, open_pool
 from core.pool.slots import Passphrase
 from core.store.factory import open_store
+from tests.helpers import hooked
 
 KEY = KeyFile(b"p" * 16, "0011223344556677", Role.WRITER, b"s" * 32)
 
@@ -108,6 +109,39 @@ def test_the_keyring_directory_is_searched_by_the_pools_id(home: Path) -> None:
     with pytest.raises(KeyRefusedError, match=str(default_key_path(key.pool_id).parent)):
         connect_pool(settings_of(home), driven_world())
     save_key_file(default_key_path(key.pool_id), key)
+    assert connect_pool(settings_of(home), driven_world()).role is Role.OWNER
+
+
+def slots_listed(home: Path) -> bool:
+    """Open the pool by whatever is in the keyring; say whether its slots had to be listed for it."""
+    listed: list[str] = []
+    store = hooked(
+        open_store(f"file://{home}/pool"), lambda when, method, key: listed.append(key) if method == "list" else None
+    )
+    opener = find_opener(store, settings_of(home), None)
+    assert isinstance(opener, KeyFile)
+    assert open_pool(store, opener, driven_world()).role is Role.OWNER
+    return "slot/" in listed
+
+
+def test_a_keyring_of_few_keys_opens_a_pool_without_a_list_of_its_slots_and_one_of_many_still_does(home: Path) -> None:
+    mine = make_pool(home)
+    save_key_file(default_key_path(mine.pool_id), mine)
+    others = [KeyFile(bytes([number]) * 16, "0011223344556677", Role.WRITER, b"s" * 32) for number in range(4)]
+    for other in others[:2]:
+        save_key_file(default_key_path(other.pool_id), other)
+    assert not slots_listed(home)
+    for other in others[2:]:
+        save_key_file(default_key_path(other.pool_id), other)
+    assert slots_listed(home)
+
+
+def test_a_damaged_key_of_another_pool_does_not_stand_in_the_way(home: Path) -> None:
+    mine = make_pool(home)
+    save_key_file(default_key_path(mine.pool_id), mine)
+    other = default_key_path(b"\0" * 16)
+    other.write_text("no key at all")
+    other.chmod(0o600)
     assert connect_pool(settings_of(home), driven_world()).role is Role.OWNER
 
 

@@ -112,6 +112,31 @@ def trust(pool):
     return pool.keys.writer.public_key
 
 
+def test_an_export_lists_the_keys_of_its_image_once_and_asks_for_each_segments_table_once():
+    calls = []
+
+    def count(when, method, key):
+        if when == "before":
+            calls.append((method, key))
+
+    store = hooked(MemoryStore(), count)
+    with closing(made_pool(store)) as pool:
+        create_image(pool, "disk", 40 * MIB)
+        with opened(pool) as image:
+            snapshot(pool, image, "a")
+            image.write(0, noise(1, 30 * MIB))
+            snapshot(pool, image, "b")
+        prefix = image_keys(pool, "disk")[0].prefix
+        calls.clear()
+        exported(pool, "b", "a")
+    assert [key for method, key in calls if method == "list" and key.endswith("/key/")] == [f"{prefix}/key/"]
+    assert len([key for method, key in calls if key == f"{prefix}/image"]) == 1
+    tables = [key for method, key in calls if method == "get_tail" and "/log/" in key]
+    data = {key for method, key in calls if method == "get_range" and "/log/" in key}
+    assert len(data) >= 4
+    assert sorted(key for key in tables if key in data) == sorted(data)
+
+
 @pytest.mark.parametrize("store", [MemoryStore, AppendableMemoryStore])
 def test_a_full_and_two_incremental_streams_bring_every_snapshot_to_another_pool(pool, store):
     source(pool)

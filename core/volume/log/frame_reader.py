@@ -7,6 +7,7 @@ held across I/O but the single flight of one table, which only its own readers w
 2. A live segment leaves `live` only after its object is durable, so a place is always found in one or the other.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Items
@@ -161,6 +162,11 @@ class FrameReader:
             with self._lock:
                 del self._loading[sequence]
         return table
+
+    def learn(self, sequence: int) -> None:
+        """Load the table of a published segment before its blocks are asked for. What fails is left to whoever reads them."""
+        with contextlib.suppress(BlockyardError):
+            self._table(sequence)
 
     def _load_table(self, sequence: int) -> _Table:
         try:

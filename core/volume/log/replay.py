@@ -101,11 +101,11 @@ def load_state(log: Log, *, until: int | None = None) -> VolumeState:
     return _state_of(log.pages.read_root(roots[-1])) if roots else log.begin()
 
 
-def load_pinned(log: Log, pin: Pin) -> VolumeState:
-    """Load the state that `pin` names. IntegrityError if something it needs is missing."""
+def load_pinned(log: Log, pin: Pin, reader: FrameReader | None = None) -> VolumeState:
+    """Load the state that `pin` names; `reader` learns what is replayed for it. IntegrityError if something it needs is missing."""
     state = _state_of(log.pages.read_root(pin.checkpoint)) if pin.checkpoint else log.begin()
     if state.generation < pin.generation:
-        follow_log(state, log, None, until=pin.generation)
+        follow_log(state, log, reader, until=pin.generation)
     if state.generation != pin.generation:
         raise IntegrityError(f"{log.names.segment(pin.generation)} is not where its pin says the log ended")
     return state
