@@ -5,12 +5,12 @@ Images, filesystems and the vault share one space of names. Invariants: (a) a na
 other is what a crash left behind.
 
 While the pool's key changes (core.pool.rotation), a name may stand under the hash of any key of the pool. (c) Who puts a name under one
-hash looks at the others first, and again after asking which key seals now; (d) who removes a name removes it under every hash, asks
-which key seals now, and does it again if that changed; (e) who moves a name puts the new record, sees that the old one is still there
-(else takes the new one back), and removes the old one. So a name is neither given twice nor comes back.
+hash looks at the others first, and again after asking which key seals now; (d) who removes a name removes it under every hash, that of
+the oldest key first, asks which key seals now, and does it again if that changed; (e) who moves a name puts the new record, sees that the
+old one is still there, and removes the old one. If it has gone, somebody else has moved the name, and it stays; or its volume was removed
+or renamed, and he takes back what he put himself. So a name is neither given twice nor lost, nor does it come back.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -88,11 +88,11 @@ class Names:
         """Give the store key of a name."""
         return PREFIX + self._keys.name_hash(name, self._ring.newest()[1])
 
-    def _places(self, name: str, generations: int = 2) -> list[str]:
+    def _places(self, name: str, generations: int = 2, *, oldest_first: bool = False) -> list[str]:
         """Give the store keys that a name may stand under: where it is put, then by a key to come, and by those before, newest first."""
         sealing = self._ring.newest()[0]
         ids = [key_id for key_id in self._ring.ids if key_id > sealing - generations]
-        ids.sort(key=lambda key_id: (key_id != sealing, -key_id))
+        ids.sort(key=None if oldest_first else lambda key_id: (key_id != sealing, -key_id))
         keys = (self._ring.find(key_id) for key_id in ids)
         return [PREFIX + self._keys.name_hash(name, each) for each in keys if each is not None]
 
@@ -204,8 +204,8 @@ class Names:
     def _erase(self, name: str) -> None:
         """Delete a name wherever it stands (d)."""
         done: set[str] = set()
-        while places := [place for place in self._places(name) if place not in done]:
-            for place in places:
+        while places := [place for place in self._places(name, oldest_first=True) if place not in done]:
+            for place in places:  # as who moves it goes: he finds the old place empty, or we find what he put
                 self._store.delete(place)
             done.update(places)
             self._follow()
@@ -214,10 +214,11 @@ class Names:
         """List the store keys of all name records."""
         return [info.key for info in self._store.list(PREFIX)]
 
-    def move(self, place: str) -> bytes | None:
+    def move(self, place: str, was_removed: Callable[[Name], bool]) -> bytes | None:
         """Put the name record under `place` where the key that seals now wants it, and sealed under that key (e).
 
         Any number may do so at once; whatever crash leaves, the next one mends. Give the volume's id, None if the name has gone.
+        `was_removed` says whether a volume is being removed or is gone.
         """
         data = self._records.raw(place)
         if data is None:
@@ -238,10 +239,15 @@ class Names:
             target = self.key(fields.text("name"))
             there = self._at(target)
         if there is None:
-            with contextlib.suppress(ObjectExistsError):
+            try:
                 self._records.put(RecordKind.NAME, target, _raw(fields))
+            except ObjectExistsError:
+                return self.move(place, was_removed)  # somebody moved it, or gave it away, since we looked
             if self._store.head(place) is None:
-                self._store.delete(target)
+                if was_removed(each) or any(
+                    other.volume_id == each.volume_id and other.renames > each.renames for other in self._all()
+                ):
+                    self._store.delete(target)
                 return None
         elif there.renames < each.renames:
             self._records.overwrite(RecordKind.NAME, target, _raw(fields))

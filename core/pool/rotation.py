@@ -267,12 +267,11 @@ def sign_again(pool: Pool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One record to be brought under the key that seals; `name` is that of the volume it belongs to."""
+    """One record to be brought under the key that seals, and the volume it belongs to."""
 
     kind: RecordKind
     key: str
-    volume_id: bytes = b""
-    name: str = ""
+    volume: Name | None = None
 
 
 def _move(pool: Pool, count: _Count, report: Report) -> int:
@@ -300,7 +299,15 @@ def _move_name(pool: Pool, place: str) -> bool:
     data = pool.records.raw(place)
     if data is None or pool.records.is_current(data):
         return False
-    return pool.names.move(place) is not None
+    return pool.names.move(place, lambda name: _was_removed(pool, name)) is not None
+
+
+def _was_removed(pool: Pool, volume: Name, but_for: str = "") -> bool:
+    """Say whether a volume is being removed, or nothing of it stands `but_for` what we may have written after that."""
+    if pool.store.head(REMOVED_PREFIX + volume.volume_id.hex()) is not None:
+        return True
+    prefix = FAMILIES[volume.kind].prefix(volume.volume_id) + "/"
+    return all(info.key == but_for for info in pool.store.list(prefix))
 
 
 def _notes(pool: Pool) -> Iterator[_Work]:
@@ -312,11 +319,8 @@ def _reseal_volume(pool: Pool, name: Name) -> int:
     """Bring what a pool's key wraps of one volume under the key that seals now."""
     family = FAMILIES[name.kind]
     wanted: Iterable[_Work] = (
-        _Work(family.record, family.description_key(name.volume_id), name.volume_id, name.name),
-        *(
-            _Work(RecordKind.KEY, info.key, name.volume_id, name.name)
-            for info in list(pool.store.list(family.keys_prefix(name.volume_id)))
-        ),
+        _Work(family.record, family.description_key(name.volume_id), name),
+        *(_Work(RecordKind.KEY, info.key, name) for info in list(pool.store.list(family.keys_prefix(name.volume_id)))),
     )
     return sum(_reseal(pool, pool.records, work) for work in wanted)
 
@@ -330,18 +334,19 @@ def _reseal(pool: Pool, records: RecordStore, work: _Work) -> bool:
     if fields is None:
         return False
     values = cast("dict[str, RecordValue]", fields.everything())
-    if fields.has("wrapped_key"):
+    volume = work.volume
+    if volume is not None and fields.has("wrapped_key"):
         key_id = fields.integer("key_id", 0, (1 << 32) - 1)
-        key = pool.unwrap_volume_key(work.volume_id, key_id, fields.blob("wrapped_key"), work.key)
-        values["wrapped_key"] = pool.wrap_volume_key(work.volume_id, key_id, key)
+        key = pool.unwrap_volume_key(volume.volume_id, key_id, fields.blob("wrapped_key"), work.key)
+        values["wrapped_key"] = pool.wrap_volume_key(volume.volume_id, key_id, key)
     records.overwrite(work.kind, work.key, values)
-    if work.name and not _still_there(pool, work):
-        pool.store.delete(work.key)
+    if volume is not None and not _still_there(pool, volume) and _was_removed(pool, volume, but_for=work.key):
+        pool.store.delete(work.key)  # what it holds is the only copy of a key, so that no name is found is not enough
     return True
 
 
-def _still_there(pool: Pool, work: _Work) -> bool:
-    found = pool.names.find(work.name)
-    if found is not None and found.volume_id == work.volume_id:
+def _still_there(pool: Pool, volume: Name) -> bool:
+    found = pool.names.find(volume.name)
+    if found is not None and found.volume_id == volume.volume_id:
         return True
-    return any(each.volume_id == work.volume_id for each in pool.names.everything())  # it may have been renamed
+    return any(each.volume_id == volume.volume_id for each in pool.names.everything())  # it may have been renamed
