@@ -23,7 +23,8 @@ from core.backup.visit import Visit
 from core.cli.session import Session
 from core.errors import BlockyardError, IntegrityError, LockedError
 from core.filesystem.filesystems import Filesystem, open_filesystem
-from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots, SnapshotLease
+from core.filesystem.snapshot_lease import kept
+from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
 from core.limits import PAGE_ENTRIES
 from core.pool.pool import Pool
 from core.store.contract import forget_in
@@ -166,7 +167,7 @@ def _opened(session: Session, pool: Pool, name: str, visit: Visit) -> Iterator[T
     _drop_deserted(snapshots, prefix, visit)
     PROVIDER.create_snapshot(session, pool, name, made)
     try:
-        with opened_snapshot(pool, filesystem, snapshots.get(made)) as source:
+        with opened_snapshot(pool, filesystem, made) as source:
             yield source
     finally:
         with suppress(BlockyardError):  # what went wrong before is what the user must see
@@ -183,13 +184,12 @@ def _drop_deserted(snapshots: FilesystemSnapshots, prefix: str, visit: Visit) ->
 
 
 @contextmanager
-def opened_snapshot(pool: Pool, filesystem: Filesystem, snapshot: FilesystemSnapshot) -> Iterator[FilesystemSource]:
-    """Open a snapshot of a filesystem for the block."""
+def opened_snapshot(pool: Pool, filesystem: Filesystem, name: str) -> Iterator[FilesystemSource]:
+    """Open a snapshot of a filesystem for the block; nobody removes it meanwhile."""
+    snapshot, lease = FilesystemSnapshots(filesystem).use(name)
     identity = SourceIdentity(pool.id, filesystem.info.volume_id, SourceKind.FILESYSTEM, filesystem.info.name)
-    lease = SnapshotLease(filesystem, snapshot.id)
-    lease.beat()
     try:
-        with tempfile.TemporaryDirectory(prefix="blockyard-backup-") as place:
+        with kept(lease), tempfile.TemporaryDirectory(prefix="blockyard-backup-") as place:
             directory = Path(place) / "metadata"
             load_snapshot(filesystem, snapshot, directory, nobody_watches)
             source = FilesystemSource(filesystem, snapshot, identity, directory)

@@ -8,20 +8,21 @@ at one moment, in the portable form of a dump, and the numbers of the segments t
 2. *Nothing half made stays, nothing whole goes.* Before the first piece is put, and before a record is deleted, `unmade/<id>` is put,
    and it goes last. What stands below an id with such a mark and without a record is removed; without the mark nothing ever is.
 3. Renaming changes records alone: pieces and pins stand under the snapshot's id.
+4. Records are changed and removed by one at a time, and removed while nobody reads (core.filesystem.snapshot_lease).
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from core import limits
 from core.config import check_image_name
 from core.crypto.derive import derive_key, keyed_digest
-from core.errors import AlreadyExistsError, IntegrityError, LockedError, NotFoundError, UsageError
+from core.errors import AlreadyExistsError, BlockyardError, IntegrityError, NotFoundError, UsageError
 from core.filesystem.filesystems import Filesystem
 from core.filesystem.sealed import (
     DIGEST_BYTES,
@@ -38,7 +39,8 @@ from core.filesystem.sealed import (
     seal_stream,
     snapshots_with_part,
 )
-from core.format.record import RecordFields, RecordKind, RecordValue, open_record, seal_record, volume_record_keys
+from core.filesystem.snapshot_lease import CHANGE, READ, REMOVE, SnapshotLease, turn, uses_of
+from core.format.record import RecordFields, RecordKind, RecordValue, volume_record_keys
 from core.pool.records import RecordStore
 from core.store.contract import ObjectExistsError, ObjectMissingError
 
@@ -46,6 +48,7 @@ Sequences = npt.NDArray[np.uint64]
 
 _NAMES_CONTEXT: Final = "blockyard 2026 snapshot names v1"
 _MARK: Final = b"unmade\n"
+_IN_USE: Final = "the snapshot is in use"
 _PIN_BYTES: Final = 8
 _PINS_PER_PIECE: Final = PIECE_BYTES // _PIN_BYTES - 1
 
@@ -126,19 +129,23 @@ class FilesystemSnapshots:
 
     def protect(self, name: str, *, on: bool) -> FilesystemSnapshot:
         """Say whether a snapshot may be removed; durable on return."""
-        changed = replace(self.get(name), protected=on)
-        self._records.overwrite(RecordKind.SNAPSHOT, self.key(name), _values(changed))
+        with turn(self._filesystem, self.get(name).id, CHANGE, _IN_USE) as check:
+            changed = replace(self.get(name), protected=on)
+            check()
+            self._records.overwrite(RecordKind.SNAPSHOT, self.key(name), _values(changed))
         return changed
 
     def rename(self, old: str, new: str) -> FilesystemSnapshot:
         """Rename a snapshot, in use or not. After a crash it has one of the two names, or both until this is done again."""
-        renamed = replace(self.get(old), name=new)
-        found = self.find(new)
-        if old == new or (found is not None and found.id != renamed.id):
-            raise self._taken(new)
-        if found is None:
-            self.put(renamed)
-        self._store.delete(self.key(old))
+        with turn(self._filesystem, self.get(old).id, CHANGE, _IN_USE) as check:
+            renamed = replace(self.get(old), name=new)
+            found = self.find(new)
+            if old == new or (found is not None and found.id != renamed.id):
+                raise self._taken(new)
+            check()
+            if found is None:
+                self.put(renamed)
+            self._store.delete(self.key(old))
         return renamed
 
     def remove(self, name: str) -> None:
@@ -147,14 +154,25 @@ class FilesystemSnapshots:
         UsageError while it is protected, LockedError while somebody reads it. After a crash it is there or it is not; what stands of
         one that is not is removed by `remove_unmade`.
         """
-        snapshot = self.get(name)
-        if snapshot.protected:
-            raise UsageError(f"snapshot {name!r} is protected; `blockyard snapshot protect --off` lifts that")
-        if self.is_read(snapshot.id):
-            raise LockedError(f"snapshot {name!r} is mounted or being copied from; unmount it first")
-        self.mark(snapshot.id)
-        self._store.delete(self.key(name))
-        self.discard(snapshot.id)
+        refusal = f"snapshot {name!r} is mounted or being copied from; unmount it first"
+        with turn(self._filesystem, self.get(name).id, REMOVE, refusal) as check:
+            snapshot = self.get(name)
+            if snapshot.protected:
+                raise UsageError(f"snapshot {name!r} is protected; `blockyard snapshot protect --off` lifts that")
+            self.mark(snapshot.id)
+            check()
+            for each in {name, *self._names_of(snapshot.id)}:
+                self._store.delete(self.key(each))
+            self.mark(snapshot.id)  # a server that began meanwhile found it whole
+            self.discard(snapshot.id)
+
+    def _names_of(self, snapshot_id: bytes) -> list[str]:
+        """Give the names of a snapshot: two, if its renaming was interrupted."""
+        found = (
+            self._records.find(RecordKind.SNAPSHOT, info.key) for info in list(self._store.list(self._names.snapshots))
+        )
+        every = [_read(fields) for fields in found if fields is not None]
+        return [each.name for each in every if each.id == snapshot_id]
 
     def _taken(self, name: str) -> AlreadyExistsError:
         return AlreadyExistsError(f"filesystem {self._filesystem.info.name!r} has a snapshot {name!r} already")
@@ -162,8 +180,9 @@ class FilesystemSnapshots:
     # Half of a snapshot.
 
     def mark(self, snapshot_id: bytes) -> None:
-        """Note that what stands under an id goes unless a record names it (2); durable on return."""
-        self._store.put(self._marks + snapshot_id.hex(), _MARK)
+        """Note that what stands under an id goes unless a record names it (2); durable on return. Doing it twice is fine."""
+        with suppress(ObjectExistsError):
+            self._store.put(self._marks + snapshot_id.hex(), _MARK)
 
     def unmark(self, snapshot_id: bytes) -> None:
         """Note that a snapshot is whole."""
@@ -255,44 +274,31 @@ class FilesystemSnapshots:
 
     # Readers.
 
+    def use(self, name: str) -> tuple[FilesystemSnapshot, SnapshotLease]:
+        """Begin to read a snapshot: give it with a lease that stands, to be renewed and released by the caller.
+
+        NotFoundError if it is gone, LockedError if it is being removed, StoreError if the store takes no lease; then nothing stands.
+        """
+        snapshot = self.get(name)
+        lease = SnapshotLease(self._filesystem, snapshot.id)
+        try:
+            lease.beat()
+            self.stays(snapshot, lease)
+        except BaseException:
+            with suppress(BlockyardError):  # it ends by itself
+                lease.release()
+            raise
+        return snapshot, lease
+
+    def stays(self, snapshot: FilesystemSnapshot, lease: SnapshotLease) -> None:
+        """Raise NotFoundError or LockedError if a snapshot went before its lease stood, or is about to go in spite of it."""
+        lease.refuse_removal()
+        if self.get(snapshot.name).id != snapshot.id:
+            raise NotFoundError(f"snapshot {snapshot.name!r} was removed, and another one has its name now")
+
     def is_read(self, snapshot_id: bytes) -> bool:
         """Say whether a living reader uses a snapshot."""
-        return snapshot_id in self._readers()
-
-    def _readers(self) -> Iterator[bytes]:
-        keys = volume_record_keys(self._filesystem.keys)
-        now_s = self._filesystem.world.now()
-        for info in list(self._store.list(self._names.readers)):
-            try:
-                fields = open_record(keys, RecordKind.LEASE, info.key, self._store.get(info.key))
-            except ObjectMissingError:
-                continue
-            age_s = now_s - fields.integer("heartbeat_ms") / 1000
-            if age_s < limits.LOCK_LEASE_S:
-                yield fields.blob("snapshot", ID_BYTES)
-            elif age_s > 2 * limits.LOCK_LEASE_S:
-                self._store.delete(info.key)
-
-
-class SnapshotLease:
-    """A reader's word that it uses a snapshot: `remove` refuses meanwhile. Renewed by `beat`, ends by itself. One thread at a time."""
-
-    def __init__(self, filesystem: Filesystem, snapshot_id: bytes) -> None:
-        self._filesystem = filesystem
-        self._snapshot_id = snapshot_id
-        self._key = f"{filesystem.names.readers}{filesystem.world.random_bytes(16).hex()}"
-        self._keys = volume_record_keys(filesystem.keys)
-
-    def beat(self) -> None:
-        """Hold it for another lease time; StoreError if the store takes nothing from us."""
-        world = self._filesystem.world
-        values: dict[str, RecordValue] = {"snapshot": self._snapshot_id, "heartbeat_ms": int(world.now() * 1000)}
-        sealed = seal_record(self._keys, RecordKind.LEASE, self._key, values, world.random_bytes)
-        self._filesystem.store.overwrite(self._key, sealed)
-
-    def release(self) -> None:
-        """Let go."""
-        self._filesystem.store.delete(self._key)
+        return any(each.snapshot == snapshot_id and each.kind == READ for each in uses_of(self._filesystem))
 
 
 def _values(snapshot: FilesystemSnapshot) -> dict[str, RecordValue]:

@@ -36,7 +36,7 @@ def snapshot_background(claim: Claim, guard: Guard) -> Background:
 
         grafter = Grafter(filesystem, directory, server, guard)
         kinds = {CREATE: create, CLONE: grafter.clone, RESTORE: grafter.restore, ROLLBACK: grafter.rollback}
-        tasks = Tasks(kinds)
+        tasks = Tasks(kinds, int.from_bytes(filesystem.world.random_bytes(7)))
         server.answer(BeginTask.opcode, tasks.begin)
         server.answer(AskTask.opcode, tasks.ask)
         async with trio.open_nursery() as nursery:

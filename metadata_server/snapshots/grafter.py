@@ -19,7 +19,8 @@ import trio
 from core import limits as core_limits
 from core.errors import NotFoundError, StoreError
 from core.filesystem.filesystems import Filesystem
-from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots, SnapshotLease
+from core.filesystem.snapshot_lease import SnapshotLease
+from core.filesystem.snapshots import FilesystemSnapshots
 from metadata_server.engine.snapshot import Snapshot
 from metadata_server.maintenance.tree_check import cookie_of
 from metadata_server.protocol.errors import OperationError
@@ -59,7 +60,7 @@ class Grafter:
     async def restore(self, task: Task) -> Facts:
         """Copy what is at `path` in the snapshot `snapshot` for a name in `directory`."""
         name, path, directory = task.arguments["snapshot"], task.arguments["path"], int(task.arguments["directory"])
-        async with self._loaded(str(name), task) as (_, scratch), self._guard.hold():
+        async with self._guard.hold(), self._loaded(str(name), task) as scratch:
             with Snapshot(scratch) as source:
                 return await self._graft(task, source, _resolve(source, path), directory)
 
@@ -67,7 +68,7 @@ class Grafter:
         """Make the filesystem what it was at a snapshot; whoever asks must be the only session. In one transaction."""
         name = str(task.arguments["snapshot"])
         self._refuse_mounts()
-        async with self._loaded(name, task) as (_, scratch), self._guard.hold():
+        async with self._guard.hold(), self._loaded(name, task) as scratch:
             self._refuse_mounts()
             task.progress("rolling back", 0, None)
             self._server.commit()
@@ -87,23 +88,22 @@ class Grafter:
             )
 
     @asynccontextmanager
-    async def _loaded(self, name: str, task: Task) -> AsyncIterator[tuple[FilesystemSnapshot, Path]]:
-        """Have a snapshot's metadata in a database aside while the block runs; nobody removes it meanwhile."""
+    async def _loaded(self, name: str, task: Task) -> AsyncIterator[Path]:
+        """Have a snapshot's metadata in a database aside while the block runs; nobody removes it meanwhile.
+
+        Within a hold (1): a snapshot whose record stands after the hold began has all its segments until the hold ends.
+        """
         filesystem, snapshots = self._filesystem, FilesystemSnapshots(self._filesystem)
-        snapshot = await trio.to_thread.run_sync(snapshots.get, name)
-        lease = SnapshotLease(filesystem, snapshot.id)
-        await trio.to_thread.run_sync(lease.beat)
+        snapshot, lease = await trio.to_thread.run_sync(snapshots.use, name)
         scratch = self._directory / f"{snapshot.id.hex()}{SCRATCH_SUFFIX}"
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_keep, lease)
-                await trio.to_thread.run_sync(snapshots.get, name)
-                await self._guard.refresh()
                 name_key = self._server.tree.name_key
                 await trio.to_thread.run_sync(
                     lambda: load_snapshot(filesystem, snapshot, scratch, task.progress, name_key=name_key)
                 )
-                yield snapshot, scratch
+                yield scratch
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):

@@ -100,10 +100,9 @@ class Maker:
             taken = await self._take(snapshot_id, aside, progress)
             if await self._is_published(taken.unclosed, progress):
                 made = await trio.to_thread.run_sync(self._put, name, snapshot_id, taken, aside, protect, progress)
-                await self._guard.refresh()
             return made
         finally:
-            self._guard.drop(snapshot_id)
+            self._guard.settle(snapshot_id) if made is not None else self._guard.drop(snapshot_id)
             aside.unlink(missing_ok=True)
             if made is None:
                 with trio.CancelScope(shield=True), contextlib.suppress(BlockyardError):

@@ -6,16 +6,16 @@ it is not removed meanwhile. The database goes with the server.
 
 import errno
 import logging
-import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import trio
 
-from core import limits
 from core.errors import StoreError
 from core.filesystem.filesystems import Filesystem
-from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots, SnapshotLease
+from core.filesystem.snapshot_lease import SnapshotLease, kept
+from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
 from metadata_server.claim import now_ns_of
 from metadata_server.client.places import server_places
 from metadata_server.engine.sqlite import SqliteEngine
@@ -24,9 +24,9 @@ from metadata_server.protocol import requests
 from metadata_server.protocol.errors import OperationError
 from metadata_server.protocol.model import Lease
 from metadata_server.runtime.listeners import Listener
-from metadata_server.runtime.server import Background, Server, serve
+from metadata_server.runtime.server import Background, serve
 from metadata_server.serving import Serving, end_with_last_session, open_listeners
-from metadata_server.snapshots.scratch import load_snapshot
+from metadata_server.snapshots.scratch import load_snapshot, own_directory
 from metadata_server.tree.state import NO_GRANTS, Answer, Touch
 from metadata_server.tree.tree import Tree
 
@@ -78,40 +78,39 @@ def serve_snapshot(
 ) -> None:
     """Serve a snapshot until told to end, or with `end_with_last_session` until nobody needs it.
 
-    NotFoundError if it goes before it is in use here, IntegrityError if it is damaged, LockedError if this user serves it already.
+    NotFoundError or LockedError if it goes before it is in use here, IntegrityError if it is damaged, LockedError if somebody
+    listens there.
     """
     lease = SnapshotLease(filesystem, snapshot.id)
     _beat(lease)
-    directory = serving.data_dir or server_places(snapshot.id).data_dir
     try:
-        FilesystemSnapshots(filesystem).get(snapshot.name)  # who removes it sees the lease, or we that it is gone
-        load_snapshot(filesystem, snapshot, directory, nobody_watches)
-        engine = SqliteEngine(directory, filesystem=None, random_bytes=filesystem.world.random_bytes)
-        try:
-            tree = ReadOnlyTree(engine, now_ns_of(filesystem.world))
-            listeners = open_listeners(serving)
-            trio.run(_serve, filesystem, tree, lease, serving, listeners, ready)
-        finally:
-            engine.close()
+        FilesystemSnapshots(filesystem).stays(snapshot, lease)  # who removes it sees the lease, or we see him
+        with kept(lease), own_directory(serving.data_dir or server_places(snapshot.id).data_dir) as directory:
+            load_snapshot(filesystem, snapshot, directory / "metadata", nobody_watches)
+            _serve_loaded(filesystem, directory / "metadata", serving, ready)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
         lease.release()
+
+
+def _serve_loaded(
+    filesystem: Filesystem, directory: Path, serving: Serving, ready: Callable[[Sequence[str]], None]
+) -> None:
+    engine = SqliteEngine(directory, filesystem=None, random_bytes=filesystem.world.random_bytes)
+    try:
+        tree = ReadOnlyTree(engine, now_ns_of(filesystem.world))
+        trio.run(_serve, filesystem, tree, serving, open_listeners(serving), ready)
+    finally:
+        engine.close()
 
 
 async def _serve(
     filesystem: Filesystem,
     tree: Tree,
-    lease: SnapshotLease,
     serving: Serving,
     listeners: Sequence[Listener],
     ready: Callable[[Sequence[str]], None],
 ) -> None:
-    async def keep_lease(_server: Server) -> None:
-        while True:
-            await trio.sleep(limits.LOCK_HEARTBEAT_S)
-            await trio.to_thread.run_sync(_beat, lease)
-
-    background: list[Background] = [keep_lease, *serving.background]
+    background: list[Background] = [*serving.background]
     if serving.end_with_last_session:
         background.append(end_with_last_session)
     await serve(

@@ -56,10 +56,11 @@ Kind = Callable[[Task], Awaitable[Facts]]
 class Tasks:
     """The tasks of one server."""
 
-    def __init__(self, kinds: Mapping[bytes, Kind]) -> None:
+    def __init__(self, kinds: Mapping[bytes, Kind], first: int = 1) -> None:
+        """`first`, the number of the first task, is to be drawn at random: nobody may take another server's task for his own."""
         self._kinds: Final = kinds
         self._tasks: dict[int, Task] = {}
-        self._numbers = count(1)
+        self._numbers = count(first)
         self._send, self._receive = trio.open_memory_channel[Task](limits.TASKS)
 
     def begin(self, request: BeginTask) -> int:

@@ -7,7 +7,8 @@ Trio thread only; the store is asked in threads beside. One guard per server.
    filesystem: so either the pins are seen here, or there is no record (invariant 5).
 2. *A hold stops deletions.* From the begin of a `hold` until its end nothing is deleted, and what was decided before a hold began is
    decided anew: what was dead then may be pointed at now.
-3. Pins that were `add`ed count until they are `drop`ped or seen in the store.
+3. Pins that were `add`ed count until they are `drop`ped, or a look that began after they were `settle`d has ended. Looks do not overlap:
+   an older one never takes the place of a newer one.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -56,7 +57,9 @@ class Guard:
         self._seen: dict[bytes, Sequences] = {}
         self._added: dict[bytes, Sequences] = {}
         self._all = _NONE
+        self._settled: set[bytes] = set()
         self._is_loaded = False
+        self._looking = trio.Lock()
         self._turn = trio.Lock()
         self._holders = 0
         self.holds = 0
@@ -96,15 +99,28 @@ class Guard:
 
     def drop(self, snapshot_id: bytes) -> None:
         """End what `add` began."""
+        self._settled.discard(snapshot_id)
         if self._added.pop(snapshot_id, None) is not None:
             self._join()
+
+    def settle(self, snapshot_id: bytes) -> None:
+        """Note that pins which were added stand in the store: the next look takes their place (3)."""
+        self._settled.add(snapshot_id)
 
     async def refresh(self) -> None:
         """Read what stands pinned now. What the store or bad bytes raise: then pins are as they were."""
         if not self._needs_store:
             return
-        known = self._seen
-        found = await trio.to_thread.run_sync(self._load, frozenset(known))
+        async with self._looking:
+            settled, known = set(self._settled), self._seen
+            found = await trio.to_thread.run_sync(self._load, frozenset(known))
+            self._take(known, found)
+            for each in settled:
+                self.drop(each)
+            if settled - found.keys():  # removed before it was seen
+                self.unpinned()
+
+    def _take(self, known: dict[bytes, Sequences], found: dict[bytes, Sequences]) -> None:
         if found.keys() == known.keys() and self._is_loaded:
             return
         may_be_free = not self._is_loaded or bool(known.keys() - found.keys())

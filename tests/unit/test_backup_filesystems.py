@@ -29,7 +29,7 @@ def world(tmp_path: Path) -> CheckWorld:
 def backed_up(world: CheckWorld, vault: VaultWorld, snapshot: FilesystemSnapshot) -> Manifest:
     @contextmanager
     def opened(_visit):
-        with opened_snapshot(world.made.pool, world.filesystem, snapshot) as source:
+        with opened_snapshot(world.made.pool, world.filesystem, snapshot.name) as source:
             yield source
 
     def complain(path: bytes, error: OSError) -> None:

@@ -22,7 +22,8 @@ from core.filesystem.sealed import (
     seal_piece,
     seal_stream,
 )
-from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots, SnapshotLease
+from core.filesystem.snapshot_lease import CHANGE, REMOVE, SnapshotLease, turn
+from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
 from core.limits import LOCK_LEASE_S
 from core.pool.keys import Role
 from tests.helpers import volume_keys
@@ -227,6 +228,52 @@ def test_who_reads_a_snapshot_keeps_it_from_being_removed_until_the_lease_runs_o
     assert every.is_read(one.id)
     lease.release()
     every.remove("one")
+
+
+def test_of_a_removal_and_a_reader_that_come_at_the_same_time_one_gives_way(home: Filesystem) -> None:
+    every, one = FilesystemSnapshots(home), take(home)
+    with turn(home, one.id, REMOVE, "read"):
+        with pytest.raises(LockedError, match="being removed"):
+            every.use("one")
+        assert not every.is_read(one.id), "who gave way has let go"
+    found, lease = every.use("one")
+    assert found == one
+    with pytest.raises(LockedError, match="mounted"):
+        every.remove("one")
+    every.protect("one", on=True)
+    every.protect("one", on=False)
+    lease.release()
+    every.remove("one")
+    with pytest.raises(NotFoundError):
+        every.use("one")
+    assert list(home.store.list(home.names.readers)) == []
+
+
+def test_a_snapshot_is_changed_by_one_at_a_time_and_not_by_who_took_too_long(made: Made, home: Filesystem) -> None:
+    every, one = FilesystemSnapshots(home), take(home)
+    changes = (lambda: every.rename("one", "two"), lambda: every.protect("one", on=True), lambda: every.remove("one"))
+    with turn(home, one.id, CHANGE, "in use") as check:
+        for change in changes:
+            with pytest.raises(LockedError, match="another command"):
+                change()
+        made.world.now.sleep(LOCK_LEASE_S / 2 + 1)  # type: ignore[attr-defined]
+        with pytest.raises(LockedError, match="too slow"):
+            check()
+    assert every.get("one") == one
+
+
+def test_a_snapshot_with_two_names_after_an_interrupted_renaming_goes_with_both(home: Filesystem) -> None:
+    every, one = FilesystemSnapshots(home), take(home)
+    every.put(dataclasses.replace(one, name="two"))
+    every.remove("one")
+    assert every.everything() == [] and below(home) == []
+
+
+def test_a_removal_that_was_killed_after_its_mark_is_done_again(home: Filesystem) -> None:
+    every, one = FilesystemSnapshots(home), take(home)
+    every.mark(one.id)
+    every.remove("one")
+    assert below(home) == []
 
 
 def test_a_filesystem_whose_snapshot_is_protected_or_read_is_not_removed(made: Made, home: Filesystem) -> None:

@@ -29,7 +29,7 @@ from metadata_server.protocol.model import ROOT, Lease, TaskState, Update
 from metadata_server.snapshots import limits
 from metadata_server.snapshots.grafter import Grafter
 from metadata_server.snapshots.maker import Maker
-from metadata_server.snapshots.scratch import load_snapshot
+from metadata_server.snapshots.scratch import load_snapshot, own_directory
 from metadata_server.snapshots.serving import ReadOnlyTree
 from metadata_server.snapshots.tasks import Task, Tasks
 from metadata_server.space.guard import Guard
@@ -75,7 +75,9 @@ def make(
         guard = Guard(FilesystemSnapshots(filesystem))
         maker = Maker(filesystem, world.directory, PlainServer(tree, flushed), guard, verify)  # type: ignore[arg-type]
         made = await maker.make(name, nobody_watches, protect=False)
-        assert guard.pinned(range(1, 20)), "the pins in the store count"
+        assert guard.pinned(range(1, 20)), "the pins count before anybody looked into the store"
+        await guard.refresh()
+        assert guard.pinned(range(1, 20)), "and then those in the store do"
         return made
 
     return trio.run(main)
@@ -153,6 +155,21 @@ def test_a_crash_at_any_call_of_the_store_leaves_the_snapshot_whole_or_nothing_o
             if not dead:
                 break
         assert wholes[-1] == 1 and wholes[0] == 0 and wholes == sorted(wholes)
+
+
+def test_a_directory_for_a_snapshot_takes_along_only_what_the_killed_left(tmp_path: Path) -> None:
+    base = tmp_path / "data"
+    base.mkdir()
+    (base / "metadata.sqlite").write_text("the living filesystem's own")
+    left = base / "snapshot-killed"
+    left.mkdir()
+    with own_directory(base) as one:
+        assert not left.exists()
+        (one / "file").touch()
+        with own_directory(base) as two:
+            assert two != one and (one / "file").exists()
+        assert not two.exists()
+    assert [each.name for each in base.iterdir()] == ["metadata.sqlite"]
 
 
 def test_a_damaged_snapshot_is_refused_and_leaves_no_scratch(world: CheckWorld, tmp_path: Path) -> None:
@@ -366,7 +383,7 @@ def test_tasks_run_one_after_the_other_and_their_failures_are_told() -> None:
         raise ZeroDivisionError
 
     async def main() -> None:
-        tasks = Tasks({b"good": good, b"bad": bad, b"broken": broken, b"unforeseen": unforeseen})
+        tasks = Tasks({b"good": good, b"bad": bad, b"broken": broken, b"unforeseen": unforeseen}, 1 << 50)
         packed = msgpack.packb({"question": 42})
         numbers = [
             tasks.begin(requests.BeginTask(kind, packed))
@@ -391,7 +408,7 @@ def test_tasks_run_one_after_the_other_and_their_failures_are_told() -> None:
         assert [state.errno for state in states] == [0, errno.EBUSY, errno.EINVAL, errno.EIO, 0]
         assert msgpack.unpackb(states[-1].result) == {"answer": 42} and states[1].text == "it is in use"
         with pytest.raises(OperationError) as gone:
-            asked(tasks, 99999)
+            asked(tasks, 1)  # of an earlier server
         assert gone.value.errno == errno.ENOENT
 
     trio.run(main)

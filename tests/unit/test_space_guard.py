@@ -146,6 +146,57 @@ def test_pins_that_appear_between_decision_and_deletion_are_seen(place):
     assert place.stored() == [kept]
 
 
+def test_an_older_look_does_not_take_the_place_of_a_newer_one_and_pins_count_until_they_are_seen():
+    pins = Pins()
+    pins.standing = {TWO: [7]}
+    guard, looks = Guard(pins), []
+
+    async def main() -> None:
+        begun, go_on = trio.Event(), trio.Event()
+        load = guard._load
+
+        def slow(known):
+            found = load(known)
+            looks.append(set(found))
+            if len(looks) == 2:
+                trio.from_thread.run_sync(begun.set)
+                trio.from_thread.run(go_on.wait)
+            return found
+
+        guard._load = slow
+        await guard.refresh()
+        guard.add(ONE, np.array([3], dtype=np.uint64))
+        async with trio.open_nursery() as nursery:
+            del pins.standing[TWO]
+            nursery.start_soon(guard.refresh)  # sees nothing of ONE, and ends late
+            await begun.wait()
+            pins.standing[ONE] = [3]
+            guard.settle(ONE)
+            nursery.start_soon(guard.refresh)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        assert looks == [{TWO}, set(), {ONE}]
+        assert guard.pinned([3, 7]) == [3]
+
+    trio.run(main)
+
+
+def test_pins_that_went_before_anybody_saw_them_free_what_they_kept():
+    pins, told = Pins(), []
+    guard = Guard(pins, lambda: told.append("free"))
+
+    async def main() -> None:
+        await guard.refresh()
+        told.clear()
+        guard.add(ONE, np.array([3], dtype=np.uint64))
+        guard.settle(ONE)
+        assert guard.pinned([3]) == [3]
+        await guard.refresh()
+        assert guard.pinned([3]) == [] and told == ["free"]
+
+    trio.run(main)
+
+
 def test_a_hold_stops_deletions_and_what_was_decided_before_it_is_decided_anew(place):
     session = place.session()
     inode, sequence = place.filled(session, "a")
