@@ -13,9 +13,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
-
-import tenacity
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from core.errors import OutOfSpaceError, StoreError, StoreTimeoutError, UsageError
 from core.limits import STORE_ATTEMPT_S, STORE_ATTEMPTS, STORE_BACKOFF_S, STORE_DEADLINE_S
@@ -30,6 +29,9 @@ from core.store.contract import (
     StoreClosedError,
     StoreSpace,
 )
+
+if TYPE_CHECKING:
+    import tenacity
 
 _T = TypeVar("_T")
 
@@ -180,24 +182,26 @@ class RetryingStore:
                 raise earlier.pop()
             return observed()
 
-        def wait_s(state: tenacity.RetryCallState) -> float:
+        def wait_s(state: "tenacity.RetryCallState") -> float:
             return self._policy.backoff_s(state.attempt_number)
 
-        def is_enough(state: tenacity.RetryCallState) -> bool:
+        def is_enough(state: "tenacity.RetryCallState") -> bool:
             if isinstance(_failure(state), ObjectShortError) and state.attempt_number >= _SHORT_ATTEMPTS:
                 return True
             return not self._policy.may_go_on(started, state.attempt_number, state.upcoming_sleep)
 
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
+        again: Any = import_module("tenacity")  # 5 ms, which a command whose store is well need not wait
+        answer: _T = again.Retrying(
+            retry=again.retry_if_exception(_may_pass),
             wait=wait_s,
             stop=is_enough,
             sleep=self._policy.sleep,
             reraise=True,
         )(once_more)
+        return answer
 
 
-def _failure(state: tenacity.RetryCallState) -> BaseException | None:
+def _failure(state: "tenacity.RetryCallState") -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 

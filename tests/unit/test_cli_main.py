@@ -1,5 +1,7 @@
 """The boundary of the command: one sentence on standard error, an exit status, verbs of other packages."""
 
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
@@ -50,6 +52,34 @@ def test_a_verb_of_another_package_is_listed_and_runs(capsys: pytest.CaptureFixt
     assert "Do what the test says." in capsys.readouterr().out
     assert cli.run(["verb"]) == 0
     assert capsys.readouterr().out == "done\n"
+
+
+@pytest.mark.parametrize("arguments", [["snapshot", "create", "--help"], ["image", "export-diff", "--help"]])
+def test_a_short_command_reads_no_module_that_it_does_not_need(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from core.cli import main
+main.run({arguments})
+for name in ("importlib.metadata", "obstore", "prometheus_client", "rich", "tenacity", "trio"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_the_process_of_a_command_starts_no_threads_for_linear_algebra_and_collects_garbage_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    code = """
+import gc
+import os
+from core.cli import lazy, main
+lazy.begin_process()
+main.run(["snapshot", "create", "--help"])
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+assert len(os.listdir("/proc/self/task")) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
 @pytest.mark.parametrize(
