@@ -107,6 +107,10 @@ class SnapshotRecords:
             raise IntegrityError(f"{fields.what} holds another name than it is stored under: it was swapped")
         return snapshot
 
+    def of(self, fields: RecordFields) -> Snapshot:
+        """Read the snapshot that a record is of."""
+        return _read(fields)
+
     def stands(self, snapshot: Snapshot) -> bool:
         """Say whether this very record stands."""
         found = self._find(snapshot.name, protected=snapshot.protected)

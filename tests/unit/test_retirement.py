@@ -17,7 +17,7 @@ from core.pool.rotation import rotate_pool
 from core.store.memory import MemoryStore
 from core.units import BLOCK_BYTES, MIB
 from core.volume.collection.retirement import retire_writer
-from core.volume.generations.snapshots import create_snapshot
+from core.volume.generations.snapshots import create_snapshot, list_snapshots, remove_snapshot
 from core.volume.images import create_image, image_info, list_images, open_image
 from core.volume.options import ImageOptions
 
@@ -77,6 +77,32 @@ def end(made: Made, key_file: KeyFile) -> None:
     drop_slot(made.pool, slot.id)
     assert slot.writer_id is not None
     retire_writer(made.pool, slot.writer_id)
+
+
+def test_a_snapshot_of_theirs_that_is_removed_at_this_moment_is_gone_or_whole(made: Made, mallory: KeyFile) -> None:
+    elsewhere = made.again(made.key_file)
+    store = HookedStore(made.store)
+    owner = open_pool(store, made.key_file, made.world)
+    done = []
+
+    def hook(when: str, method: str, key: str) -> None:
+        if (when, method) == ("before", "overwrite") and "/snapshot/" in key and not done:
+            done.append(key)
+            remove_snapshot(elsewhere, "theirs", "kept")
+            image = opened(elsewhere, "theirs")
+            for stamp in range(3):
+                image.write(BLOCK_BYTES, block(20 + stamp))
+                image.checkpoint()
+            image.close()
+
+    store.hook = hook
+    slot = next(each for each in slots_of(owner) if each.id == mallory.slot_id)
+    drop_slot(owner, slot.id)
+    assert slot.writer_id is not None
+    retire_writer(owner, slot.writer_id)
+    assert done
+    for each in list_snapshots(elsewhere, "theirs"):
+        assert has(elsewhere, f"theirs@{each.name}", 1)
 
 
 def test_what_they_wrote_before_is_read_by_everybody(made: Made, mallory: KeyFile) -> None:

@@ -15,13 +15,16 @@ put; the description names them. Until that last step everything of theirs is va
 call does it all again.
 """
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, cast
 
-from core.errors import IntegrityError, UsageError
+from core.crypto.volume import VolumeKeys
+from core.errors import IntegrityError, NotFoundError, UsageError
 from core.format.header import HEADER_BYTES, Header, Kind, unpack_header
-from core.format.record import RecordKind, RecordValue, record_writer_id, volume_record_keys
+from core.format.record import RecordFields, RecordKind, RecordValue, record_writer_id, volume_record_keys
 from core.pool.description import POINTS_NONCE_BYTES
 from core.pool.names import Name, VolumeKind
 from core.pool.points import NO_END, put_points
@@ -30,9 +33,12 @@ from core.pool.records import RecordStore
 from core.pool.rotation import sign_again
 from core.pool.volumes import FAMILIES, load_volume
 from core.store.contract import ObjectMissingError, Store
+from core.volume.generations.snapshots import pinned_beside
 from core.volume.images import open_image
+from core.volume.log.description import load_description
 from core.volume.log.names import VolumeNames
 from core.volume.options import ImageOptions
+from core.volume.snapshot_records import IMPORT_FIELD, SnapshotRecords
 
 Report = Callable[[int, int], None]
 """Told how many volumes were looked at, and how many there are."""
@@ -159,6 +165,18 @@ def _sign_records(pool: Pool, name: Name, writer_id: bytes) -> int:
             continue
         fields = records.find(kind, place)
         if fields is not None:
-            records.overwrite(kind, place, cast("dict[str, RecordValue]", fields.everything()))
-            signed += 1
+            with contextlib.suppress(NotFoundError), _kept_meanwhile(pool, name, keys, fields, kind):
+                records.overwrite(kind, place, cast("dict[str, RecordValue]", fields.everything()))
+                signed += 1
     return signed
+
+
+def _kept_meanwhile(
+    pool: Pool, name: Name, keys: VolumeKeys, fields: RecordFields, kind: RecordKind
+) -> AbstractContextManager[object]:
+    """Keep what a snapshot of an image pins while its record is written over: if it is removed at this moment, it comes back whole."""
+    if kind is not RecordKind.SNAPSHOT or name.kind is not VolumeKind.IMAGE or fields.has(IMPORT_FIELD):
+        return contextlib.nullcontext()
+    info = load_description(pool, name.name, name.volume_id)[0]
+    snapshots = SnapshotRecords(pool.store, info, keys, pool.world)
+    return pinned_beside(pool, info, keys, snapshots, snapshots.of(fields))

@@ -248,7 +248,7 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
     snapshot = records.get(name)
     if not force:
         _refuse_if_written(pool, info, keys, name)
-    with _pinned_beside(pool, info, keys, records, snapshot) as still_pinned:
+    with pinned_beside(pool, info, keys, records, snapshot) as still_pinned:
         opened = open_image(pool, image, writable=True, options=ImageOptions(), force=force)
         try:
             still_pinned()  # our barrier stands: a collector that misses the pin from now on sees that it reigns no more
@@ -262,7 +262,7 @@ def rollback(pool: Pool, image: str, name: str, *, force: bool = False) -> Snaps
 
 
 @contextlib.contextmanager
-def _pinned_beside(
+def pinned_beside(
     pool: Pool, info: ImageInfo, keys: VolumeKeys, records: SnapshotRecords, snapshot: Snapshot
 ) -> Iterator[Callable[[], None]]:
     """Pin what a snapshot pins by a record of our own, so that its removal does not matter; gives what raises StoreError if it has gone.
