@@ -98,7 +98,7 @@ class ImportNotes:
             try:
                 self._snapshots.put(snapshot)
             except AlreadyExistsError:  # somebody took the name after the crash
-                self._snapshots.put(replace(snapshot, name=f"{snapshot.name}-{snapshot.id.hex()[:8]}"))
+                self._snapshots.put(replace(snapshot, name=_another_name(snapshot)))
         self.forget(done)
 
     def _has_snapshot(self, found: Import) -> bool:
@@ -109,6 +109,11 @@ class ImportNotes:
         found = self.find()
         if found is not None and found.snapshot.id == own.snapshot.id:
             self._store.delete(self._key)
+
+
+def _another_name(snapshot: Snapshot) -> str:
+    ending = f"-{snapshot.id.hex()[:8]}"
+    return snapshot.name.encode()[: limits.NAME_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
 def _values(each: Import) -> dict[str, RecordValue]:

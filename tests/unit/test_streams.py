@@ -5,6 +5,7 @@ import os
 import random
 import threading
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from core.crypto.slots import Argon2Cost
 from core.errors import (
     AlreadyExistsError,
     BlockyardError,
+    FencedError,
     IntegrityError,
     KeyRefusedError,
     LockedError,
@@ -34,7 +36,7 @@ from core.stream.sealing import Sealing
 from core.units import MIB
 from core.volume.generations.snapshots import create_snapshot, list_snapshots, pin_newest, rollback
 from core.volume.images import create_image, image_keys, open_image
-from core.volume.imports import ImportNotes
+from core.volume.imports import Import, ImportNotes
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
 from tests.helpers import KilledError, gone_process, hooked, noise, read, real_world, stored_bytes
@@ -375,6 +377,22 @@ def test_an_import_that_a_crash_ends_at_any_change_of_the_store_happened_or_did_
             break
     assert finished
     assert {False, True} <= set(outcomes)
+
+
+def test_an_import_is_completed_though_its_name_was_taken_and_is_as_long_as_names_may_be(pool):
+    create_image(pool, "disk", SIZE)
+    longest = "é" * (core_limits.NAME_BYTES // 2)
+    taken = create_snapshot(pool, "disk", longest)
+    info, keys = image_keys(pool, "disk")
+    notes = ImportNotes(pool, info, keys)
+    begun = Import(taken.pin, (), replace(taken, id=bytes(16)))
+    notes.begin(begun)
+    with pytest.raises(FencedError):
+        notes.finish(begun, taken.pin, lambda: False)
+    with opened(pool):
+        pass
+    assert notes.find() is None
+    assert [each.id for each in list_snapshots(pool, "disk") if each.name != longest] == [bytes(16)]
 
 
 def test_a_note_of_an_import_that_the_store_plays_back_takes_nothing_back():
