@@ -50,14 +50,17 @@ def entry_points(*, group: str, name: str | None = None) -> Iterable["EntryPoint
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Read modules in the block without collecting garbage between them; what they made is not looked at again."""
+    """Read modules in the block without collecting garbage between them. In a command's own process they are not looked at again."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collecting:
+        if (
+            gc.get_freeze_count()
+        ):  # `begin_process` was called: whoever calls a command from a program of his own keeps his garbage
             gc.freeze()
+        if collecting:
             gc.enable()
 
 
@@ -65,6 +68,7 @@ def begin_process() -> None:
     """Set what must be set before anything large is read. Processes that are started from here inherit it."""
     # numpy's linear algebra starts a thread for each core when it is read; nothing here uses it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.freeze()
 
 
 def end_process() -> None:
