@@ -9,7 +9,7 @@ from functools import partial
 from core import limits
 from core.config import PoolSettings, split_snapshot
 from core.crypto.volume import VolumeKeys
-from core.errors import BlockyardError, ReadOnlyError, UsageError
+from core.errors import BlockyardError, ReadOnlyError, UsageError, WorldError
 from core.format.compression import Compression
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
@@ -22,7 +22,7 @@ from core.volume.log.description import ImageInfo, create_description, load_desc
 from core.volume.log.pins import Pin
 from core.volume.opening import open_volume
 from core.volume.options import Durability, ImageOptions
-from core.volume.removal import rename_volume
+from core.volume.removal import rename_volume, was_abandoned
 from core.volume.snapshot_records import SnapshotRecords
 
 __all__ = [
@@ -46,7 +46,10 @@ def create_image(pool: Pool, name: str, size_bytes: int, *, provisional: bool = 
     """
     pool.keys.require_writer("creating an image")
     check_size(size_bytes)
-    return create_description(pool, name, size_bytes, provisional=provisional)
+    made = create_description(pool, name, size_bytes, provisional=provisional)
+    if pool.world.now() - made.created >= limits.LOCK_LEASE_S and was_abandoned(pool, made.volume_id):
+        raise WorldError(f"making image {name!r} slept for so long that a sweep took it away; make it again")
+    return made
 
 
 def check_size(size_bytes: int) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from core import limits
 from core.errors import IntegrityError, LockedError, NotFoundError
 from core.format.record import RecordFields, RecordKind, RecordValue
-from core.pool.names import VOLUME_ID_BYTES, Name, VolumeKind
+from core.pool.names import VOLUME_ID_BYTES, VolumeKind
 from core.pool.pool import Pool
 from core.pool.volumes import FILESYSTEMS, IMAGES, VolumeFamily
 from core.store.contract import Appendable, ObjectExistsError
@@ -67,17 +67,17 @@ def _decide(pool: Pool, family: VolumeFamily, volume_id: bytes) -> None:
         pool.records.put(RecordKind.REMOVED, PREFIX + volume_id.hex(), values)
 
 
-def remove_abandoned(pool: Pool, name: Name) -> bool:
-    """Delete an image of a provisional name that nobody fills any more; say whether it was, and not finished or in use after all.
+def remove_abandoned(pool: Pool, volume_id: bytes, name: str = "") -> bool:
+    """Delete an image that was never finished: one of a provisional `name` that nobody fills any more, or one that never got a name.
 
-    The note stands before we look whether it got its name; who finishes it looks for notes after that (`was_abandoned`). So one of the two
-    sees the other.
+    Say whether it was, and not finished or in use after all. The note stands before we look whether it has its name; who finishes it looks
+    for notes after that (`was_abandoned`). So one of the two sees the other.
     """
-    volume_id = name.volume_id
     names = VolumeNames(IMAGES.prefix(volume_id))
     try:
-        _claim(pool, name.name, volume_id, force=False)
-        note = _check_unneeded(pool, IMAGES, name.name, volume_id, force=True)
+        if name:
+            _claim(pool, name, volume_id, force=False)
+        note = _check_unneeded(pool, IMAGES, name, volume_id, force=True)
     except LockedError:
         return False
     if any(each.volume_id == volume_id and not each.provisional for each in pool.names.everything()):

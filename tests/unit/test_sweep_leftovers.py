@@ -95,7 +95,7 @@ def whys(swept: Swept) -> list[str]:
     return [each.why for each in swept.strays]
 
 
-def test_the_pin_of_a_rollback_that_was_killed_goes_an_hour_later_and_the_snapshot_stays(pool, clock):
+def test_the_pin_of_a_rollback_that_was_killed_goes_hours_later_and_the_snapshot_stays(pool, clock):
     old, new = two_states(pool)
     with pytest.raises(StoreError):
         rollback(elsewhere(pool, Death("/lock")), "disk", "old")
@@ -142,7 +142,7 @@ def test_a_rollback_that_sleeps_until_its_pin_is_swept_goes_no_further(pool, clo
     assert shows(pool, "disk") == new
 
 
-def test_what_a_killed_import_left_goes_an_hour_after_its_last_sign_of_life(pool, clock):
+def test_what_a_killed_import_left_goes_hours_after_its_last_sign_of_life(pool, clock):
     create_image(pool, "other", SIZE)
     whole = set(stored_bytes(pool.store))
     with pytest.raises(StoreError):
@@ -206,3 +206,56 @@ def test_an_import_that_sleeps_beside_its_last_step_is_there_or_says_that_it_is_
         assert shows(pool, "disk") == noise(3, SIZE)
     else:
         assert set(stored_bytes(pool.store)) == whole
+
+
+def unnamed(pool: Pool, hook) -> None:
+    """Make an image; `hook` is told of every call on names."""
+    store = pool.store
+    pool.names._records._store = hooked(store, hook)
+    try:
+        create_image(pool, "disk", SIZE)
+    finally:
+        pool.names._records._store = store
+
+
+def test_an_image_whose_creation_died_before_its_name_goes_hours_later(pool, clock):
+    create_image(pool, "other", SIZE)
+    whole = set(stored_bytes(pool.store))
+    with pytest.raises(StoreError):
+        unnamed(pool, Death("name/"))
+    assert len(set(stored_bytes(pool.store)) - whole) == 1
+    assert not sweep(pool).strays, "its name may be on its way"
+    clock.ahead_s = limits.SWEEP_GRACE_S + 60
+    assert whys(sweep(pool, dry_run=True)) == ["it was to be an image, and never got a name"]
+    assert whys(sweep(pool)) == ["it was to be an image, and never got a name"]
+    assert set(stored_bytes(pool.store)) == whole
+
+
+def test_an_image_with_data_whose_name_was_lost_is_kept(pool, clock):
+    two_states(pool)
+    before = stored_bytes(pool.store)
+    pool.store.delete(pool.names.key("disk"))
+    clock.ahead_s = limits.SWEEP_GRACE_S + 60
+    sweep(pool)
+    assert set(before) - set(stored_bytes(pool.store)) == {pool.names.key("disk")}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_creation_that_sleeps_beside_its_name_is_there_or_says_that_it_is_not(pool, clock, moment):
+    whole = set(stored_bytes(pool.store))
+    slept: list[int] = []
+
+    def sleep_long(when: str, method: str, key: str) -> None:
+        if (when, method) == (moment, "put") and key.startswith("name/") and not slept:
+            slept.append(0)
+            clock.ahead_s += 2 * limits.SWEEP_GRACE_S
+            slept[0] = len(sweep(pool).strays)
+
+    if moment == "before":
+        with pytest.raises(WorldError, match="make it again"):
+            unnamed(pool, sleep_long)
+        assert set(stored_bytes(pool.store)) == whole
+    else:
+        unnamed(pool, sleep_long)
+        assert image_names(pool) == ["disk"]
+    assert slept == [moment == "before"]

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from core import limits
@@ -54,9 +55,12 @@ def sweep(pool: Pool, *, dry_run: bool = False) -> Swept:
     pool.require_writer("sweeping a pool")
     swept = Swept()
     swept.removals = sum(1 for _ in pool.store.list(REMOVED)) if dry_run else finish_removals(pool)
+    named = {each.volume_id for each in pool.names.everything(VolumeKind.IMAGE)}
     for family in _FAMILIES:
         for volume_id in list(_volume_ids(pool, family)):
             strays = list(_of_volume(pool, family, volume_id, swept.damaged))
+            if family is IMAGES and volume_id not in named:
+                strays += _never_named(pool, volume_id, swept.damaged, dry_run=dry_run)
             swept.strays += strays
             if not dry_run:
                 _delete(pool, strays)
@@ -180,6 +184,28 @@ def _rollbacks(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> Iterator[Stray]
             yield Stray(key, found.size_bytes if found is not None else 0, "its rollback was cut short")
 
 
+def _never_named(pool: Pool, volume_id: bytes, damaged: list[str], *, dry_run: bool) -> list[Stray]:
+    """Take an image whose creation died between description and name. If its name was lost instead, all that goes is that it was empty.
+
+    So only where nothing but the description stands; and no clone, which shows something without an object of its own. A creator who slept
+    that long looks for us when its name stands (`create_image`).
+    """
+    prefix, key = IMAGES.prefix(volume_id), description_key(volume_id)
+    found = list(islice(pool.store.list(prefix + "/"), 2))
+    growing = pool.store.list_growing(VolumeNames(prefix).open_area) if isinstance(pool.store, Appendable) else ()
+    if [each.key for each in found] != [key] or growing:
+        return []
+    try:
+        info, _ = load_description(pool, "", volume_id)
+    except IntegrityError as error:
+        damaged.append(str(error))
+        return []
+    if info.base is not None or pool.world.now() - info.created < limits.SWEEP_GRACE_S:
+        return []
+    is_taken = dry_run or remove_abandoned(pool, volume_id)
+    return [Stray(key, found[0].size_bytes, "it was to be an image, and never got a name")] if is_taken else []
+
+
 def _abandoned_imports(pool: Pool, damaged: list[str], *, dry_run: bool) -> Iterator[Stray]:
     """Take images whose import, or restore, was killed: they stand under a provisional name, which nothing but an import gives.
 
@@ -197,7 +223,7 @@ def _abandoned_imports(pool: Pool, damaged: list[str], *, dry_run: bool) -> Iter
             if pool.world.now() - seen_s < limits.SWEEP_GRACE_S or living_leases(pool.store, names, keys, pool.world):
                 continue
             size_bytes = sum(each.size_bytes for each in pool.store.list(info.prefix + "/"))
-            if dry_run or remove_abandoned(pool, name):
+            if dry_run or remove_abandoned(pool, name.volume_id, name.name):
                 yield Stray(f"{info.prefix}/", size_bytes, f"the import that made {name.name!r} was cut short")
         except IntegrityError as error:
             if pool.names.find(name.name) is not None:
