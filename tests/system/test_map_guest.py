@@ -84,6 +84,10 @@ def test_an_image_mapped_by_the_command_keeps_every_byte_through_kills_upgrade_a
         "all files are whole",
         '"size_bytes": 100663296',
         "unmapped",
+        "the snapshot is at /dev/nbd0, read-only: 1",
+        "all files of the snapshot are whole",
+        "a write to the snapshot failed",
+        "unmapped the snapshot",
         "nothing is left",
     ):
         assert said in result.output

@@ -56,4 +56,14 @@ umount /mnt
 blockyard mapped --json
 cat /run/blockyard/map-*/*.log
 blockyard unmap "$image" && say unmapped
+
+say mapping a snapshot
+blockyard snapshot create "$image@kept"
+device=$(blockyard map "$image@kept")
+say "the snapshot is at $device, read-only: $(cat /sys/block/nbd0/ro)"
+mount -t ext4 -o ro,noload "$device" /mnt
+(cd /mnt && sha256sum -c sums) | grep -v ': OK$' || say all files of the snapshot are whole
+umount /mnt
+dd if=/dev/zero of="$device" bs=4k count=1 conv=fsync 2> /dev/null && say written || say a write to the snapshot failed
+blockyard unmap "$device" && say unmapped the snapshot
 ps | grep -E '[n]bdkit|[b]lockyard map' || say nothing is left
