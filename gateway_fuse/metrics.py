@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from core.metrics import figure_families
 
 _BUCKETS: Final = 26
 """Bucket b counts requests of less than 2^b µs: 1 µs to 32 s."""
@@ -113,12 +115,7 @@ class MountCollector(Collector):
             latency.add_metric([name], buckets, sum_value=each.totals[2] / 1e9)
         yield failed
         yield latency
-        for name, value in sorted(self._meter.figures().items()):
-            title = name.removesuffix("_total").replace("_", " ").capitalize() + "."
-            if name.endswith("_total"):
-                yield CounterMetricFamily(f"blockyard_fuse_{name.removesuffix('_total')}", title, value=value)
-            else:
-                yield GaugeMetricFamily(f"blockyard_fuse_{name}", title, value=value)
+        yield from figure_families("blockyard_fuse_", self._meter.figures())
 
 
 def prometheus_text(meter: Meter) -> bytes:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import prometheus_client
 import pyfuse3
 import trio
 
@@ -27,10 +26,12 @@ from core.filesystem.file_log import FileLog, FileReader
 from core.filesystem.filesystems import Filesystem, open_filesystem
 from core.filesystem.snapshots import FilesystemSnapshots
 from core.limits import KEY_REFRESH_S
+from core.metrics import MetricsPage
 from core.pool.connect import find_opener
 from core.pool.pool import Pool, open_pool
 from core.pool.slots import Passphrase
 from core.scrub.background import BackgroundScrub
+from core.sockets import PageAddress
 from core.store.factory import open_store
 from core.volume.images import image_options
 from gateway_fuse import kernel, limits
@@ -286,7 +287,7 @@ class MountProgram:
         }
         install_control(nodes, contents, state.now_ns())
         if self._order.options.metrics:
-            _serve_metrics(self._order.options.metrics, meter)
+            MetricsPage(PageAddress.parse(self._order.options.metrics, Path.cwd())).serve(MountCollector(meter))
         return state, meter, trace
 
     def _facts(self, client: Client) -> dict[str, str | int | bool]:
@@ -409,15 +410,3 @@ def _spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 50)
-
-
-def _serve_metrics(address: str, meter: Meter) -> None:
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--metrics {address!r}: write HOST:PORT, such as 127.0.0.1:9100")
-    registry = prometheus_client.CollectorRegistry(auto_describe=False)
-    registry.register(MountCollector(meter))
-    try:
-        prometheus_client.start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry)
-    except OSError as error:
-        raise UsageError(f"cannot serve metrics at {address}: {error.strerror or error}") from error

@@ -11,9 +11,9 @@ import platformdirs
 from core.cli.session import Session
 from core.config import split_image_reference
 from core.errors import NotFoundError, UsageError
+from core.sockets import remove_stale
 from gateway_nbd import parameters
 from gateway_nbd.command import Endpoint, Serving, recommended_threads
-from gateway_nbd.sockets import remove_stale
 
 _PATH = click.Path(path_type=Path)
 

@@ -22,8 +22,6 @@ STOP_GRACE_S: Final = 1.0
 """From the last image's close to a forced end, for nbdkit's own way out; connected idle clients can block that for ever."""
 PROBE_S: Final = 60.0
 """For the look at pool and image before the server starts; a passphrase costs seconds of it by design."""
-STATS_REQUEST_S: Final = 10.0
-"""For one client of the metrics page."""
 UNIX_PATH_BYTES: Final = 107
 """What the kernel takes as the path of a unix socket."""
 THREADS_NEAR: Final = 1

@@ -6,23 +6,16 @@ figure would be off by one. Requests are counted only by a gateway that was star
 """
 
 import contextlib
-import socketserver
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from http.server import ThreadingHTTPServer
 from time import perf_counter_ns
 from typing import Final
 
-from prometheus_client import CollectorRegistry, MetricsHandler, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from core.errors import UsageError
-from gateway_nbd import limits
+from core.metrics import figure_families
 from gateway_nbd.connection import BlockImage, Extent
 from gateway_nbd.figures import StoreCalls
-from gateway_nbd.parameters import StatsAddress
-from gateway_nbd.sockets import remove_stale
 
 OPERATIONS: Final = ("read", "write", "flush", "trim", "zero", "extents")
 _BUCKETS: Final = 26
@@ -152,12 +145,7 @@ class GatewayCollector(Collector):
         for mapping in self._figures():
             for name, value in mapping.items():
                 sums[name] = sums.get(name, 0) + value
-        for name, value in sorted(sums.items()):
-            title = name.removesuffix("_total").replace("_", " ").capitalize() + "."
-            if name.endswith("_total"):
-                yield CounterMetricFamily(f"blockyard_{name}", title, value=value)
-            else:
-                yield GaugeMetricFamily(f"blockyard_{name}", title, value=value)
+        yield from figure_families("blockyard_", sums)
 
     def _store(self) -> Iterator[Metric]:
         labels = ["operation", "outcome"]
@@ -186,51 +174,3 @@ class GatewayCollector(Collector):
             buckets.append(("+Inf", reached + counters.buckets[-1]))
             latency.add_metric([name], buckets, sum_value=counters.bytes_errors_ns[2] / 1e9)
         yield from (moved, failed, latency)
-
-
-class _Handler(MetricsHandler):
-    timeout = limits.STATS_REQUEST_S
-
-    def address_string(self) -> str:
-        return "a client"
-
-
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-
-
-class MetricsPage:
-    """The page a scraper reads. Bound when made, so that a wrong address is told at once; answering after `serve`."""
-
-    def __init__(self, address: StatsAddress) -> None:
-        self._address = address
-        self._registry = CollectorRegistry(auto_describe=False)
-        handler = _Handler.factory(self._registry)
-        try:
-            self._server: socketserver.BaseServer
-            if address.path is not None:
-                remove_stale(address.path)
-                self._server = _UnixServer(str(address.path), handler)
-            else:
-                self._server = ThreadingHTTPServer((address.host, address.port), handler)
-        except OSError as error:
-            raise UsageError(f"cannot serve metrics at {address}: {error.strerror or error}") from error
-
-    @property
-    def port(self) -> int | None:
-        """The TCP port, chosen by the system if 0 was asked for."""
-        address = self._server.server_address
-        return int(address[1]) if isinstance(address, tuple) else None
-
-    def serve(self, collector: Collector) -> None:
-        """Answer from now on, in a thread of its own. Call it in the process that serves."""
-        self._registry.register(collector)
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        threading.Thread(target=self._server.serve_forever, name="blockyard-metrics", daemon=True).start()
-
-    def close(self) -> None:
-        """Stop answering and take the socket's name away."""
-        self._server.server_close()
-        if self._address.path is not None:
-            self._address.path.unlink(missing_ok=True)

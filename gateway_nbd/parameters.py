@@ -10,33 +10,10 @@ from core import config
 from core.config import DURABILITIES, Settings
 from core.errors import UsageError
 from core.format.compression import Compression
+from core.sockets import PageAddress
 from core.units import parse_size
 
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class StatsAddress:
-    """Where metrics are served: a unix socket, or a host and a TCP port."""
-
-    path: Path | None = None
-    host: str = ""
-    port: int = 0
-
-    @classmethod
-    def parse(cls, text: str, directory: Path) -> "StatsAddress":
-        """Read `unix:PATH` or `HOST:PORT`; `:PORT` is the loopback address."""
-        if text.startswith("unix:"):
-            if text == "unix:":
-                raise UsageError("stats=unix: needs a path, such as stats=unix:/run/blockyard/stats.sock")
-            return cls(path=directory / text.removeprefix("unix:"))
-        host, colon, port = text.rpartition(":")
-        if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise UsageError(f"stats={text!r}: write unix:PATH or HOST:PORT, such as stats=127.0.0.1:9100")
-        return cls(host=host.strip("[]") or "127.0.0.1", port=int(port))
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +32,7 @@ class Parameters:
     force: bool = False
     threads: int | None = None
     """At most this many requests run at once, whatever nbdkit's own `--threads`; None leaves it to nbdkit."""
-    stats: StatsAddress | None = None
+    stats: PageAddress | None = None
     config_path: Path | None = None
     unflushed: Path | None = None
     """Where acknowledged writes that no flush covered yet outlive this process, for clients that do."""
@@ -132,7 +109,7 @@ def parse(raw: Mapping[str, str], directory: Path) -> Parameters:
         readonly=_flag(raw, "readonly") or is_snapshot,
         force=_flag(raw, "force"),
         threads=_optional(raw, "threads", _threads),
-        stats=StatsAddress.parse(raw["stats"], directory) if "stats" in raw else None,
+        stats=PageAddress.parse(raw["stats"], directory, "stats=") if "stats" in raw else None,
         config_path=_path(raw, "config", directory),
         unflushed=_path(raw, "unflushed", directory),
     )

@@ -16,12 +16,13 @@ from typing import Protocol
 
 from core.allocator import tune_allocator
 from core.errors import BlockyardError, NotFoundError, StoreTimeoutError
+from core.metrics import MetricsPage
 from gateway_nbd import limits, parameters
 from gateway_nbd.connection import BlockImage, Connection, wire_errno
 from gateway_nbd.exports import Exports, ImageSource
 from gateway_nbd.figures import StoreCalls
 from gateway_nbd.gate import GatedImage
-from gateway_nbd.metrics import GatewayCollector, Meter, MeteredImage, MetricsPage
+from gateway_nbd.metrics import GatewayCollector, Meter, MeteredImage
 from gateway_nbd.parameters import Parameters
 from gateway_nbd.stopping import Stopper, complain
 

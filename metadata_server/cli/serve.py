@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import click
@@ -13,10 +14,13 @@ from core.cli.session import Session
 from core.config import split_image_reference, split_snapshot
 from core.filesystem.filesystems import open_filesystem
 from core.filesystem.snapshots import FilesystemSnapshots
+from core.metrics import MetricsPage
 from core.scrub.background import BackgroundScrub
+from core.sockets import PageAddress
 from metadata_server.client.places import server_places
 from metadata_server.limits import LEASE_S
 from metadata_server.protocol.address import parse_address
+from metadata_server.runtime.metrics import Figures, metrics_background
 from metadata_server.serving import Serving, serve_filesystem
 from metadata_server.snapshots.serving import serve_snapshot
 from metadata_server.space.keeper import SpaceOptions
@@ -55,6 +59,7 @@ _LONGEST_GRACE_S = 7 * 86400.0
     type=str,
     help="How long data that nobody needs any more stays in the pool: 90s, or a minute more than the lease if that is longer.",
 )
+@click.option("--metrics", metavar="HOST:PORT|unix:PATH", help="Serve Prometheus metrics there.")
 @click.option("--end-with-last-session", is_flag=True, help="End when the last mount has gone.")
 @click.option(
     "--ready-fd", type=int, help="Write the addresses to this descriptor and close it once clients can connect."
@@ -68,6 +73,7 @@ def metadata_server_verb(
     tls: Path | None,
     lease: str,
     grace: str | None,
+    metrics: str | None,
     end_with_last_session: bool,
     ready_fd: int | None,
 ) -> None:
@@ -80,11 +86,15 @@ def metadata_server_verb(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     lease_s = _parse_seconds(lease, "--lease", _LONGEST_LEASE_S)
     grace_s = grace_after(lease_s) if grace is None else _parse_seconds(grace, "--grace", _LONGEST_GRACE_S)
-    with session.pool_of_filesystem(filesystem) as (pool, named):
+    address = PageAddress.parse(metrics, Path.cwd()) if metrics is not None else None
+    with ExitStack() as stack:
+        pool, named = stack.enter_context(session.pool_of_filesystem(filesystem))
         name, snapshot_name = split_snapshot(named, "a filesystem")
         opened = open_filesystem(pool, name)
         snapshot = FilesystemSnapshots(opened).get(snapshot_name) if snapshot_name is not None else None
         texts = listen or (server_places(opened.info.volume_id if snapshot is None else snapshot.id).address,)
+        beside: list[Figures] = []
+        page = stack.enter_context(closing(MetricsPage(address))) if address is not None else None
         serving = Serving(
             addresses=[parse_address(each) for each in texts],
             data_dir=data_dir,
@@ -92,6 +102,7 @@ def metadata_server_verb(
             lease_s=lease_s,
             space=SpaceOptions(grace_s=grace_s),
             end_with_last_session=end_with_last_session,
+            background=[metrics_background(page, beside)] if page is not None else [],
         )
 
         def ready(addresses: Sequence[str]) -> None:
@@ -102,8 +113,9 @@ def metadata_server_verb(
 
         if snapshot is None:
             scrubbing = session.settings(split_image_reference(filesystem, "a filesystem")[0]).scrub
-            with BackgroundScrub(pool, scrubbing, (name,), logging.getLogger("blockyard.scrub").warning):
-                serve_filesystem(opened, serving, ready)
+            tell = logging.getLogger("blockyard.scrub").warning
+            beside.append(stack.enter_context(BackgroundScrub(pool, scrubbing, (name,), tell)).figures)
+            serve_filesystem(opened, serving, ready)
         else:
             serve_snapshot(opened, snapshot, serving, ready)
 

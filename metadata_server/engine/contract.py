@@ -51,6 +51,9 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Return when every transaction committed before the call survives a power cut. From any thread."""
 
+    def stored_bytes(self) -> int:
+        """Give what the database takes on its disk. From any thread."""
+
     def checkpoint(self) -> None:
         """Tidy up what commits leave behind. From any one thread at a time; call it every few seconds."""
 

@@ -18,6 +18,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,6 +221,13 @@ class SqliteConnection:
     @property
     def log_bytes(self) -> int:
         return os.fstat(self._log).st_size
+
+    def stored_bytes(self) -> int:
+        found = 0
+        for path in (self._path, Path(f"{self._path}-wal")):
+            with suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
 
     def checkpoint(self) -> None:
         with Translated(self._path):

@@ -58,6 +58,9 @@ _SHAPES: Final = {
     for request, fields in _FIELDS.items()
 }
 
+KINDS: Final = {request.opcode: request.__name__ for request in _FIELDS}
+"""What each opcode stands for."""
+
 
 def decode_request(opcode: int, arguments: tuple[Any, ...]) -> Request[Any]:
     """Give the request that came as `arguments`; MalformedError if it is not well formed."""

@@ -79,6 +79,11 @@ class LeaseTable:
         held = self._held.get(session)
         return len(held) if held else 0
 
+    @property
+    def total(self) -> int:
+        """Count the leases of all sessions; from any thread, and then approximate."""
+        return sum(map(len, list(self._held.values())))
+
     def held(self, session: int) -> Iterator[tuple[int, Lease]]:
         """Yield what a session holds, the longest held first. Not to be changed meanwhile."""
         for inode in self._held.get(session, ()):

@@ -33,6 +33,7 @@ NEVER_WAITING: Final = frozenset(
         requests.Space, requests.Touch,
     )
 )  # fmt: skip
+_OPCODES: Final = 256
 
 
 class Operations:
@@ -52,6 +53,12 @@ class Operations:
         """Sessions that hold more leases than they should."""
         self.by_server: dict[int, Callable[[Any], Any]] = {}
         """Operations that are not the tree's, by opcode."""
+        self.requests = [0] * _OPCODES
+        """How often each kind of request came, by opcode."""
+        self.refused = 0
+        """Requests that were answered with an error: that a name is not there is one, too."""
+        self.recalled = 0
+        """Leases that were recalled."""
         self._parked: list[Operation] = []
         self._recalls = count(first_recall)
         self._special: dict[int, Callable[[Operation, Any], Any]] = {
@@ -67,6 +74,7 @@ class Operations:
     def submit(self, operation: Operation) -> None:
         """Run a new operation now, or let it wait for its turn."""
         request: Any = operation.request
+        self.requests[request.opcode] += 1
         if request.opcode in NEVER_WAITING:
             self._run(operation)
             return
@@ -166,6 +174,7 @@ class Operations:
             operation.told = (operation.told or set()) | {want}
             return
         number = next(self._recalls)
+        self.recalled += 1
         session.recalls[number] = Outstanding(want, operation, self.now)
         operation.unanswered += 1
         if session.outlet is not None and session.is_resumed:
@@ -339,6 +348,7 @@ class Operations:
             self.round.say(outlet, self._refusal(operation, error))
 
     def _refusal(self, operation: Operation, error: Exception) -> bytes:
+        self.refused += 1
         if isinstance(error, OperationError):
             number, text = error.errno, str(error)
         elif isinstance(error, OutOfSpaceError):

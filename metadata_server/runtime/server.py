@@ -6,7 +6,7 @@ process that changes the tree (`background`) does so between two awaits: `Server
 
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -14,6 +14,7 @@ import trio
 
 from core.world import World
 from metadata_server.limits import CHECKPOINT_EVERY_S, LEASE_S, SYNC_EVERY_S
+from metadata_server.protocol.arguments import KINDS
 from metadata_server.runtime.listeners import Listener
 from metadata_server.runtime.pump import Pump
 from metadata_server.runtime.service import Service
@@ -32,6 +33,7 @@ class Server:
         self._pump = pump
         self._scope = scope
         self._flushings = count(1)
+        self._shown: list[Callable[[], Mapping[str, float]]] = []
 
     @property
     def sessions(self) -> int:
@@ -47,6 +49,31 @@ class Server:
     def transactions(self) -> int:
         """How many transactions were committed: what an idle moment is told by."""
         return self._service.operations.round.commits
+
+    def requests(self) -> dict[str, int]:
+        """Count the requests of each kind that came since the start; from any thread."""
+        counts = self._service.operations.requests
+        return {name: counts[opcode] for opcode, name in KINDS.items() if counts[opcode]}
+
+    def show(self, figures: Callable[[], Mapping[str, float]]) -> None:
+        """Have figures shown beside the server's own. They are asked for from any thread; names that end in `_total` only grow."""
+        self._shown.append(figures)
+
+    def figures(self) -> dict[str, float]:
+        """Give what a metrics page shows; from any thread. Names that end in `_total` only grow."""
+        operations = self._service.operations
+        found: dict[str, float] = {
+            "sessions": self.sessions,
+            "connections": self.connections,
+            "leases": operations.leases.total,
+            "recalls_total": operations.recalled,
+            "refused_total": operations.refused,
+            "commits_total": operations.round.commits,
+            "database_bytes": self.tree.stored_bytes(),
+        }
+        for figures in self._shown:
+            found |= figures()
+        return found
 
     def on_session_ended(self, told: Callable[[int], None]) -> None:
         """Have a function told of every session that ends; it may change the tree, in the same transaction."""

@@ -37,6 +37,7 @@ def snapshot_background(claim: Claim, guard: Guard) -> Background:
         grafter = Grafter(filesystem, directory, server, guard)
         kinds = {CREATE: create, CLONE: grafter.clone, RESTORE: grafter.restore, ROLLBACK: grafter.rollback}
         tasks = Tasks(kinds, int.from_bytes(filesystem.world.random_bytes(7)))
+        server.show(lambda: {"snapshots": guard.pinning, "tasks_total": tasks.done, "tasks_failed_total": tasks.failed})
         server.answer(BeginTask.opcode, tasks.begin)
         server.answer(AskTask.opcode, tasks.ask)
         async with trio.open_nursery() as nursery:

@@ -60,6 +60,7 @@ class Tasks:
         """`first`, the number of the first task, is to be drawn at random: nobody may take another server's task for his own."""
         self._kinds: Final = kinds
         self._tasks: dict[int, Task] = {}
+        self.done = self.failed = 0
         self._numbers = count(first)
         self._send, self._receive = trio.open_memory_channel[Task](limits.TASKS)
 
@@ -96,9 +97,11 @@ class Tasks:
             except Exception as error:  # noqa: BLE001  # told to who began it; the server goes on
                 cause = _cause(error)
                 task.errno, task.text = _reason(cause)
+                self.failed += 1
                 if not isinstance(cause, BlockyardError):
                     _LOG.error("a task %s failed", task.kind.decode(errors="replace"), exc_info=error)
             task.ended = True
+            self.done += 1
             ended = [number for number, each in self._tasks.items() if each.ended]
             for number in ended[: -limits.ENDED_TASKS]:
                 del self._tasks[number]

@@ -16,6 +16,15 @@ def space_background(filesystem: Filesystem, options: SpaceOptions, guard: Guard
         pool = SegmentPool(filesystem.store, filesystem.names, filesystem.keys, filesystem.world)
         keeper = SpaceKeeper(ledger, pool, options, guard)
         server.on_session_ended(lambda _session: keeper.session_ended())
+        collector, repacker = keeper.collector, keeper.repacker
+        server.show(
+            lambda: {
+                "space_waiting_segments": collector.waiting,
+                "space_deleted_segments_total": collector.deleted,
+                "space_repacked_segments_total": repacker.repacked,
+                "space_bad_segments": len(repacker.bad),
+            }
+        )
         await keeper.run()
 
     return keep_space

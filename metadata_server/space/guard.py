@@ -73,6 +73,11 @@ class Guard:
         return self._is_loaded or not self._needs_store
 
     @property
+    def pinning(self) -> int:
+        """Count the snapshots that pin, as far as was seen."""
+        return len(self._seen.keys() | self._added.keys())
+
+    @property
     def has_pins(self) -> bool:
         """Whether anything is pinned, as far as was seen."""
         return bool(len(self._all))

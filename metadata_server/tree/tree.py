@@ -134,6 +134,10 @@ class Tree:
         """Return when every commit made before the call survives a power cut. From any thread."""
         self._engine.sync()
 
+    def stored_bytes(self) -> int:
+        """Give what the database takes on its disk. From any thread."""
+        return self._engine.stored_bytes()
+
     def checkpoint(self) -> None:
         """Tidy up what commits leave behind in the database. From any one thread at a time."""
         self._engine.checkpoint()

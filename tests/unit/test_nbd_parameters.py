@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import UsageError
 from gateway_nbd import parameters
-from gateway_nbd.parameters import StatsAddress
+from core.sockets import PageAddress
 
 HERE = Path("/somewhere")
 
@@ -98,15 +98,15 @@ def test_a_key_given_twice_is_refused():
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("unix:stats.sock", StatsAddress(path=HERE / "stats.sock")),
-        ("unix:/run/s", StatsAddress(path=Path("/run/s"))),
-        (":9100", StatsAddress(host="127.0.0.1", port=9100)),
-        ("[::1]:9100", StatsAddress(host="::1", port=9100)),
-        ("0.0.0.0:0", StatsAddress(host="0.0.0.0", port=0)),
+        ("unix:stats.sock", PageAddress(path=HERE / "stats.sock")),
+        ("unix:/run/s", PageAddress(path=Path("/run/s"))),
+        (":9100", PageAddress(host="127.0.0.1", port=9100)),
+        ("[::1]:9100", PageAddress(host="::1", port=9100)),
+        ("0.0.0.0:0", PageAddress(host="0.0.0.0", port=0)),
     ],
 )
 def test_metrics_are_served_where_the_address_says(text, address):
-    assert StatsAddress.parse(text, HERE) == address
+    assert PageAddress.parse(text, HERE) == address
 
 
 def test_every_parameter_is_in_the_help():
