@@ -3,7 +3,7 @@
 An image in use is its gateway's: that repacks and collects beside its clients, and nothing here touches it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,7 @@ from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, LockedError
 from core.pool.names import VolumeKind
 from core.pool.pool import Pool
-from core.pool.volume_keys import list_volume_keys
-from core.pool.volumes import IMAGES
+from core.store.contract import ObjectInfo
 from core.volume.ancestry import image_log
 from core.volume.collection.key_usage import KeyStatus, key_status, may_have_journal, retire_keys
 from core.volume.collection.space import Space, measure
@@ -26,6 +25,7 @@ from core.volume.log.names import VolumeNames
 from core.volume.log.owner_lock import OwnerLock, is_alive, living_leases, process_start
 from core.volume.log.pins import standing_pins
 from core.volume.log.repacker import Progress
+from core.volume.log.replay import Log
 from core.volume.options import ImageOptions
 
 
@@ -69,7 +69,7 @@ def collect_image(
         before = measure(pool, info, keys)
         strays = stray_checkpoints(pool, info, keys)
         owner = OwnerLock(pool.store, VolumeNames(info.prefix), keys, image, pool.world).read()
-        rotation = key_status(pool, image) if _has_old_keys(pool, info) else None
+        rotation = key_status(pool, image) if _has_old_keys(keys) else None
     except IntegrityError as error:
         return Collected(image, None, left=f"damaged: {error}")
     if owner is not None and is_alive(owner, pool.world, process_start(owner.pid)):
@@ -98,8 +98,10 @@ def collect_image(
     return Collected(image, before, measure(pool, *image_keys(pool, image)), left, rotation, gone, strays)
 
 
-def _has_old_keys(pool: Pool, info: ImageInfo) -> bool:
-    return any(not each.newest for each in list_volume_keys(pool, IMAGES, info.name, info.volume_id))
+def _has_old_keys(keys: VolumeKeys) -> bool:
+    assert keys.ring is not None, "loaded keys have a ring"
+    keys.ring.load()
+    return len(keys.ring.ids) > 1
 
 
 def _clean(pool: Pool, image: str, options: ImageOptions, progress: Progress) -> int:
@@ -123,14 +125,24 @@ def stray_checkpoints(pool: Pool, info: ImageInfo, keys: VolumeKeys) -> tuple[St
     log = image_log(pool, info)
     found = list(pool.store.list(names.checkpoints))
     roots = [names.sequence_of(each.key) for each in found if each.key.endswith("/root")]
-    kept = {*roots[-2:], *(pin.checkpoint for pin in standing_pins(pool.store, names, keys) if pin.checkpoint)}
-    packs = {pack for root in kept for pack in np.unique(log.pages.read_root(root).pages.packs).tolist()}
-    strays = tuple(
-        Stray(each.key, each.size_bytes, "its checkpoint was cut short, or is older than any that is needed")
+    strays = _without(found, roots[-2:], log)
+    if strays:  # of most images there are none, and no record need be looked at
+        pins = (pin.checkpoint for pin in standing_pins(pool.store, names, keys))
+        strays = _without(strays, [root for root in pins if root], log)
+    if strays and living_leases(pool.store, names, keys, pool.world):
+        return ()
+    why = "its checkpoint was cut short, or is older than any that is needed"
+    return tuple(Stray(each.key, each.size_bytes, why) for each in strays)
+
+
+def _without(found: Sequence[ObjectInfo], roots: Collection[int], log: Log) -> list[ObjectInfo]:
+    """Give those of some objects of checkpoints that these roots do not need."""
+    packs = {pack for root in roots for pack in np.unique(log.pages.read_root(root).pages.packs).tolist()}
+    return [
+        each
         for each in found
-        if names.sequence_of(each.key) not in (kept if each.key.endswith("/root") else packs)
-    )
-    return () if strays and living_leases(pool.store, names, keys, pool.world) else strays
+        if log.names.sequence_of(each.key) not in (roots if each.key.endswith("/root") else packs)
+    ]
 
 
 def _is_worth_it(pool: Pool, info: ImageInfo, before: Space) -> bool:
