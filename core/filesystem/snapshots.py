@@ -204,6 +204,12 @@ class FilesystemSnapshots:
                 self.discard(snapshot_id)
         return len([each for each in marked if each not in whole])
 
+    def take_back(self, snapshot: FilesystemSnapshot) -> None:
+        """Remove a record that was just put, and all that it names; durable on return. Nobody may have been told of it."""
+        self.mark(snapshot.id)
+        self._store.delete(self.key(snapshot.name))
+        self.discard(snapshot.id)
+
     def discard(self, snapshot_id: bytes) -> None:
         """Remove what stands of a snapshot that has a mark and no record; durable on return, and to be repeated after a crash."""
         delete_stream(self._store, self._names, Part.DATABASE, snapshot_id)

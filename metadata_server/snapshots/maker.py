@@ -8,11 +8,14 @@ Trio thread; what reads the database or the pool runs in threads beside. One sna
    it is not known which these are, by pins in memory afterwards.
 3. *Place before pointer.* Every segment it needs is an object before its record is put: mounts are asked to close what they have open. Of
    a mount that died meanwhile the blocks are moved by the collector; then the snapshot is made anew.
-4. The record comes last, after a look whether this server still serves the filesystem. A crash leaves nothing but a mark and what
-   stands under it, which the next server removes.
+4. The record comes last, between two looks whether this server still serves the filesystem: with a claim of another before the second
+   one it is taken back, with one after it the other server finds it. A crash leaves nothing but a mark and what stands under it, which
+   the next server, or the next snapshot, removes.
+5. What stands under a mark is not removed by whom a put of the record failed: it may stand, or come late.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +27,7 @@ from typing import IO, Final
 import numpy as np
 import trio
 
-from core.errors import BlockyardError, LockedError, WorldError
+from core.errors import AlreadyExistsError, BlockyardError, FencedError, LockedError, StoreError, WorldError
 from core.filesystem.filesystems import Filesystem
 from core.filesystem.sealed import ID_BYTES
 from core.filesystem.snapshots import FilesystemSnapshot, FilesystemSnapshots
@@ -39,6 +42,7 @@ from metadata_server.runtime.server import Server
 from metadata_server.snapshots import limits
 from metadata_server.space.guard import Guard, Sequences
 
+_LOG: Final = logging.getLogger("blockyard.snapshots")
 SCRATCH_SUFFIX: Final = ".scratch"
 MAKING_SUFFIX: Final = ".making"
 _RUN_TYPE: Final = np.dtype([("block", "<u8"), ("length", "<u4"), ("entry", "<u8")])
@@ -81,6 +85,7 @@ class Maker:
 
         AlreadyExistsError if the name is taken. A failure leaves nothing.
         """
+        await trio.to_thread.run_sync(self._snapshots.remove_unmade)
         await trio.to_thread.run_sync(self._snapshots.check_free, name)
         for _ in range(limits.TRIES):
             progress("flushing mounts", 0, None)
@@ -95,16 +100,23 @@ class Maker:
         snapshot_id = self._filesystem.world.random_bytes(ID_BYTES)
         aside = self._directory / f"{snapshot_id.hex()}{MAKING_SUFFIX}"
         await trio.to_thread.run_sync(self._snapshots.mark, snapshot_id)
-        made = None
+        made, may_stand = None, False
         try:
             taken = await self._take(snapshot_id, aside, progress)
             if await self._is_published(taken.unclosed, progress):
-                made = await trio.to_thread.run_sync(self._put, name, snapshot_id, taken, aside, protect, progress)
+                sealed = await trio.to_thread.run_sync(self._seal, name, snapshot_id, taken, aside, protect, progress)
+                may_stand = True
+                try:
+                    await trio.to_thread.run_sync(self._record, sealed)
+                except (AlreadyExistsError, FencedError):
+                    may_stand = False
+                    raise
+                made = sealed
             return made
         finally:
-            self._guard.settle(snapshot_id) if made is not None else self._guard.drop(snapshot_id)
+            self._guard.settle(snapshot_id) if may_stand else self._guard.drop(snapshot_id)
             aside.unlink(missing_ok=True)
-            if made is None:
+            if not may_stand:
                 with trio.CancelScope(shield=True), contextlib.suppress(BlockyardError):
                     await trio.to_thread.run_sync(self._snapshots.discard, snapshot_id)
 
@@ -167,10 +179,10 @@ class Maker:
 
         return await trio.to_thread.run_sync(look)
 
-    def _put(
+    def _seal(
         self, name: str, snapshot_id: bytes, taken: _Taken, aside: Path, protect: bool, progress: Progress
     ) -> FilesystemSnapshot:
-        """Put everything, the record last (4)."""
+        """Put everything but the record."""
         size = aside.stat().st_size
         put = 0
 
@@ -182,7 +194,7 @@ class Maker:
         pins = self._snapshots.put_pins(snapshot_id, taken.needed)
         with aside.open("rb") as file:
             database = self._snapshots.put_database(snapshot_id, file, count)
-        made = FilesystemSnapshot(
+        return FilesystemSnapshot(
             name=name,
             id=snapshot_id,
             created=int(self._filesystem.world.now()),
@@ -193,10 +205,20 @@ class Maker:
             pins=pins,
             protected=protect,
         )
+
+    def _record(self, sealed: FilesystemSnapshot) -> None:
+        """Put the record (4)."""
         self._verify()
-        self._snapshots.put(made)
-        self._snapshots.unmark(snapshot_id)
-        return made
+        self._snapshots.put(sealed)
+        try:
+            self._verify()
+        except FencedError:
+            self._snapshots.take_back(sealed)
+            raise
+        try:
+            self._snapshots.unmark(sealed.id)
+        except StoreError as error:
+            _LOG.warning("the mark of snapshot %r stays until the next one is made: %s", sealed.name, error)
 
 
 @contextmanager

@@ -157,6 +157,54 @@ def test_a_crash_at_any_call_of_the_store_leaves_the_snapshot_whole_or_nothing_o
         assert wholes[-1] == 1 and wholes[0] == 0 and wholes == sorted(wholes)
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_call_of_the_store_that_fails_once_leaves_no_record_without_what_it_names(
+    world: CheckWorld, tmp_path: Path, moment: str
+) -> None:
+    """Also where the call was done, and only its answer was lost."""
+    filesystem, every = world.filesystem, FilesystemSnapshots(world.filesystem)
+    calls = last = 0
+
+    def hook(when: str, _method: str, _key: str) -> None:
+        nonlocal calls
+        calls += when == moment
+        if calls == last and when == moment:
+            raise StoreError("one call is lost")
+
+    told = []
+    with world.tree() as tree:
+        for last in range(1, 40):  # the hook looks at it
+            calls = 0
+            broken = dataclasses.replace(filesystem, store=HookedStore(filesystem.store, hook))
+            try:
+                make(world, tree, filesystem=broken)
+                told.append("made")
+            except StoreError:
+                told.append("failed")
+            for each in every.everything():
+                look_back(world, each, tmp_path / "scratch")
+                assert len(every.load_pins(each.id)) == each.segments
+                every.remove(each.name)
+            make(world, tree, "next")
+            assert len(below(world)) == 3, "whatever was left is gone"
+            every.remove("next")
+            if calls < last:
+                break
+    assert told[-1] == "made" and "failed" in told
+
+
+def test_a_server_that_was_replaced_while_it_put_the_record_takes_it_back(world: CheckWorld) -> None:
+    looks = iter([None, FencedError("another one serves it")])
+
+    def verify() -> None:
+        if (error := next(looks)) is not None:
+            raise error
+
+    with world.tree() as tree, pytest.raises(FencedError):
+        make(world, tree, verify=verify)
+    assert below(world) == []
+
+
 def test_a_directory_for_a_snapshot_takes_along_only_what_the_killed_left(tmp_path: Path) -> None:
     base = tmp_path / "data"
     base.mkdir()
