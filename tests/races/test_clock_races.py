@@ -46,7 +46,7 @@ class SkewedScene(Scene):
         return dataclasses.replace(world, now=lambda: self.scheduler.now + self._by_s)
 
 
-def every(base: Base, host: str, by_s: float, story: Callable[[Scene], None], *, runs: int = 25) -> None:
+def every(base: Base, host: str, by_s: float, story: Callable[[Scene], None], *, runs: int = 20) -> None:
     def run(scheduler: Scheduler) -> None:
         story(SkewedScene(scheduler, base, host, by_s))
 
@@ -63,7 +63,7 @@ def test_a_snapshot_made_on_a_machine_whose_clock_is_an_hour_off_has_all_it_pins
         scene.check_needs()
         assert scene.read("disk@snap") in (OLD, content(31, 2, 3), content(32, 2, 3))
 
-    every(written(), "maker", by_s, story, runs=100)
+    every(written(), "maker", by_s, story, runs=30)
 
 
 @pytest.mark.parametrize("by_s", [-HOUR_S, HOUR_S])
@@ -77,7 +77,7 @@ def test_a_backup_made_on_a_machine_whose_clock_is_an_hour_off_is_whole_beside_a
         assert isinstance(outcomes["runner"], Manifest), outcomes
         check(scene, {outcomes["runner"].id: OLD_SOURCE})
 
-    every(half_forgotten(), "runner", by_s, story, runs=100)
+    every(half_forgotten(), "runner", by_s, story, runs=30)
 
 
 @pytest.mark.parametrize("by_s", [-HOUR_S, HOUR_S])

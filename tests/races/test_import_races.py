@@ -57,7 +57,7 @@ def importing(scene: Scene) -> Callable[[], Imported]:
     return lambda: import_stream(target, io.BytesIO(streamed()[1]), quiet)
 
 
-def every(story: Callable[[Scene], None], *, runs: int = 40) -> None:
+def every(story: Callable[[Scene], None], *, runs: int = 30) -> None:
     def run(scheduler: Scheduler) -> None:
         story(Scene(scheduler, streamed()[0]))
 
@@ -96,7 +96,7 @@ def test_an_import_that_is_cut_off_at_its_end_does_not_say_that_it_happened_when
             kept = (AFTER,) if not failed(outcomes["importer"]) else (BEFORE, AFTER)
             assert outcomes["taker"] in kept, outcomes["importer"]
 
-    every(story, runs=120)
+    every(story, runs=60)
 
 
 def test_an_import_whose_base_is_removed_beside_it_happens_or_does_not() -> None:

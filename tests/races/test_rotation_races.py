@@ -46,7 +46,7 @@ def test_beside_a_rotation_no_volume_loses_its_name_or_its_key_and_none_comes_ba
         for name in names:
             scene.read(name, "fresh")
 
-    every(cloned(), story, runs=160 if what in ("another rotation", "a removal") else 60)
+    every(cloned(), story, runs=160 if what in ("another rotation", "a removal") else 30)
 
 
 def test_a_rotation_that_loses_the_answer_to_any_change_is_gone_on_with() -> None:
