@@ -6,7 +6,7 @@ NBD gateway had 409 MB with the defaults and 294 with two arenas; on RADOS segme
 
 Left alone, the heap gives its last 128 KiB back as soon as they are free: a mount that takes writes of 1 MiB then has every page of each
 mapped and zeroed anew. With 8 MiB kept it has 63 page faults for a MiB written instead of 288 (they are the frame cache's, while it
-fills), and needs a quarter less processor (bench fs, seq-write); at its peak it is no larger.
+fills), and needs up to a quarter less processor (bench fs, seq-write); at its peak it is no larger.
 """
 
 import ctypes
