@@ -95,6 +95,8 @@ class Compressor:
         ]
 
 
+_UNSTATED: Final = -1
+"""What the library gives for a length that the bytes do not tell."""
 _unpackers: deque[zstandard.ZstdDecompressor] = deque()
 
 
@@ -106,6 +108,9 @@ def unpack(codec: int, packed: Buffer, size_bytes: int, what: str) -> Buffer:
                 context = _unpackers.pop()
             except IndexError:
                 context = zstandard.ZstdDecompressor()
+            # The library believes the length that stands in the bytes, and takes memory for it before it looks further.
+            if zstandard.frame_content_size(packed) not in (size_bytes, _UNSTATED):
+                raise IntegrityError(f"{what} does not hold {size_bytes} bytes of blocks")
             data: Buffer = context.decompress(packed, max_output_size=size_bytes)
             _unpackers.append(context)
         elif codec == Codec.LZ4:
