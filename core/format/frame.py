@@ -95,6 +95,30 @@ class OpenFrame(NamedTuple):
         return unpack(self.codec, self.packed, self.blocks * BLOCK_BYTES, what)
 
 
+class PackedFrame(NamedTuple):
+    """Blocks that arrived packed, and what they unpack to. Made by `check_packed` alone, so they can be kept as they are.
+
+    `packed` is empty under Codec.NONE: it is `data`.
+    """
+
+    codec: Codec
+    blocks: int
+    packed: bytes
+    data: Buffer
+
+
+def check_packed(codec: int, packed: Buffer, blocks: int, what: str) -> PackedFrame:
+    """Unpack what is to be kept packed, by what later reads it; IntegrityError naming `what` if it is not `blocks` blocks of a frame.
+
+    Takes a copy: `packed` may be a part of something larger.
+    """
+    size_bytes = blocks * BLOCK_BYTES
+    if not 0 < blocks <= BLOCKS_PER_FRAME or len(packed) > size_bytes:
+        raise IntegrityError(f"{what} packs {blocks} blocks into {len(packed)} bytes, which no frame does")
+    data = unpack(codec, packed, size_bytes, what)
+    return PackedFrame(Codec(codec), blocks, b"" if codec == Codec.NONE else bytes(packed), data)
+
+
 def seal_frame(
     aead: Aead, number: int, records: bytes, count: int, codec: Codec, packed: bytes
 ) -> tuple[bytes, bytes, OpenFrame]:

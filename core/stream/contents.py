@@ -5,17 +5,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
-from core.crypto.aead import Buffer
 from core.crypto.signature import Verifiers, writer_id_of
 from core.crypto.volume import VolumeKeys
 from core.errors import IntegrityError, KeyRefusedError, NotFoundError, UsageError
 from core.pool.pool import Pool
 from core.pool.slots import Passphrase
-from core.stream.format import ChunkKind, Data, End, Head, Preamble, Seal, unpack_data, unpack_end, unpack_holes
+from core.stream.format import ChunkKind, End, Head, Preamble, Seal, unpack_data, unpack_end, unpack_holes
 from core.stream.in_order import in_order
+from core.stream.placing import Plain, place
 from core.stream.reader import Chunk, StreamReader
 from core.stream.sealing import open_stream
 from core.volume.log.description import load_description
+from core.volume.log.frame_writes import PlacedFrame
 from core.volume.transfer import Readable
 
 
@@ -32,6 +33,14 @@ class Trust:
 
 
 BY_THE_POOL: Final = Trust()
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """`length` bytes of blocks, as pieces that go into an image in this order."""
+
+    length: int
+    pieces: list[Plain | PlacedFrame]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +72,30 @@ class Stream:
                 f"{self.reader.what} is sealed under the key of image {preamble.volume_id.hex()}, which was removed from this pool"
             ) from None
 
-    def contents(self, *, look_only: bool = False) -> Generator[tuple[Data, Buffer] | Holes, None, None]:
+    def contents(self, *, look_only: bool = False) -> Generator[Blocks | Holes, None, None]:
         """Yield what the stream holds in its order. At its end everything was checked: digests, structure, signature.
 
-        Data comes with its bytes, empty with `look_only`, which spares unpacking them.
+        Data is unpacked, and checked thereby, but not with `look_only`: it comes without pieces then.
         """
         what, size_bytes = self.reader.what, self.head.size_bytes
         data = holes = 0
 
-        def opened(chunk: Chunk) -> tuple[Data, Buffer] | Holes | End | None:
+        def opened(chunk: Chunk) -> Blocks | Holes | End | None:
             kind = chunk.header.kind
             if kind is ChunkKind.LEG:
                 return None
             payload = chunk.payload(what)
             if kind is ChunkKind.DATA:
                 found = unpack_data(payload, size_bytes, what)
-                return found, b"" if look_only else found.unpack(what)
+                return Blocks(found.length, [] if look_only else place(found, size_bytes, what))
             if kind is ChunkKind.HOLES:
                 return Holes(unpack_holes(payload, size_bytes, what))
             return unpack_end(payload, what)
 
         with closing(in_order(opened, self.reader.chunks())) as items:
             for item in items:
-                if isinstance(item, tuple):
-                    data += item[0].length
+                if isinstance(item, Blocks):
+                    data += item.length
                     yield item
                 elif isinstance(item, Holes):
                     holes += sum(length for _, length in item.ranges)

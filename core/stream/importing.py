@@ -6,9 +6,10 @@ not at all (`core.volume.imports`), whatever crashes when.
 """
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,14 +22,17 @@ from core.errors import (
     UsageError,
 )
 from core.pool.pool import Pool
-from core.stream.contents import BY_THE_POOL, Stream, Trust
+from core.stream import limits
+from core.stream.contents import BY_THE_POOL, Blocks, Stream, Trust
 from core.stream.file_trouble import file_trouble
 from core.stream.format import Head
+from core.stream.placing import Plain
 from core.volume.generations.diff import changed_content, changed_ranges
 from core.volume.generations.snapshots import Snapshot, lease
 from core.volume.image import Image
 from core.volume.images import image_keys, open_image
 from core.volume.imports import Import, ImportNotes
+from core.volume.log.frame_writes import PlacedFrame
 from core.volume.log.pins import Pin
 from core.volume.options import ImageOptions
 from core.volume.reading import reading
@@ -108,7 +112,9 @@ class _Importing:
         target.pool.keys.require_writer("importing a stream")
         self._pool = target.pool
         self._name = target.image
-        self._options = target.options
+        self._options = replace(
+            target.options, ram_cache_bytes=min(target.options.ram_cache_bytes, limits.IMPORT_CACHE_BYTES)
+        )
         self._trust = target.trust
         self._what = what
         self._progress = progress
@@ -237,12 +243,8 @@ class _Importing:
         size_bytes = stream.head.size_bytes
         with contextlib.closing(stream.contents()) as contents:
             for piece in contents:
-                if isinstance(piece, tuple):
-                    view = memoryview(piece[1])
-                    at = 0
-                    for offset, length in piece[0].extents:
-                        image.write(offset, view[at : at + min(length, size_bytes - offset)])
-                        at += length
+                if isinstance(piece, Blocks):
+                    _write(image, piece.pieces)
                 else:
                     _trim(image, piece.ranges, size_bytes)
                 self._progress(stream.reader.position.bytes, self._size_bytes)
@@ -251,6 +253,16 @@ class _Importing:
         end = stream.end
         assert end is not None, "it was read to its end"
         return Imported(stream.head, snapshot, end.data_bytes, end.hole_bytes, stream.reader.position.bytes)
+
+
+def _write(image: Image, pieces: Iterable[Plain | PlacedFrame]) -> None:
+    for packed, group in itertools.groupby(pieces, lambda piece: isinstance(piece, PlacedFrame)):
+        if packed:
+            image.write_frames([piece for piece in group if isinstance(piece, PlacedFrame)])
+            continue
+        for piece in group:
+            if isinstance(piece, Plain):
+                image.write(piece.offset, piece.data)
 
 
 def _trim(image: Image, ranges: Iterable[tuple[int, int]], size_bytes: int) -> None:

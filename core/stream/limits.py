@@ -19,6 +19,8 @@ SCOUT_THREADS: Final = 2
 """Segments whose tables are read at once, ahead of the chunks that need them."""
 CHUNKS_AHEAD: Final = 8
 """Chunks that are read and sealed, or opened, ahead of the one whose turn it is."""
+IMPORT_CACHE_BYTES: Final = 4 * MIB
+"""Cache of an image that is imported: nobody reads what comes, and to keep it all in memory cost a sixth of an import."""
 
 assert CHUNK_BLOCKS * (BLOCK_BYTES + 24) + 32 <= BODY_BYTES, "a chunk of data that does not compress has room"
 assert CHUNK_HOLES * 16 + 32 <= BODY_BYTES, "so has a chunk of holes"

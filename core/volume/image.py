@@ -9,6 +9,7 @@ No I/O happens under `_lock`; pages of the map that are not in memory are loaded
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from core.volume.housekeeper import Housekeeper
 from core.volume.log.block_map import BlockMap, Entries
 from core.volume.log.checkpointer import Checkpointer, mapped_and_stored
 from core.volume.log.frame_reader import FrameReader
+from core.volume.log.frame_writes import PlacedFrame, put_frames
 from core.volume.log.live_segment import LiveSegment
 from core.volume.log.log_writer import LogWriter
 from core.volume.log.owner_lock import OwnerLock, ReaderLease
@@ -45,6 +47,8 @@ _SHIFT: Final = 12
 _PAGE_SHIFT: Final = 10
 _PAGE_MASK: Final = limits.PAGE_ENTRIES - 1
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
+_HOLD_FRAMES: Final = 32
+"""Frames written in one hold of the lock."""
 _CLEAR_BLOCKS: Final = 64 * limits.PAGE_ENTRIES
 """Blocks trimmed in one hold of the lock where pages have to be loaded for it."""
 
@@ -306,6 +310,41 @@ class Image:
                 self._clear(block + start, length)
             else:
                 self._put_blocks(block + start, length, data[start << _SHIFT : (start + length) << _SHIFT])
+
+    def write_frames(self, frames: Sequence[PlacedFrame]) -> None:
+        """Write whole frames, in their order, as they are packed; durable after the next flush."""
+        writer = self._writer_or_refuse()
+        for placed in frames:
+            for block, count in placed.runs:
+                self._check_range(block << _SHIFT, count << _SHIFT)
+        at = 0
+        while at < len(frames):
+            before = at
+            writer.wait_for_room()
+            hold = frames[at : at + _HOLD_FRAMES]
+            for placed in hold:
+                for block, count in placed.runs:
+                    self._load(block, count)
+            with self._lock:
+                here = itertools.takewhile(self._is_in_memory, hold)
+                at += put_frames(self._map, writer, [self._still_inside(placed) for placed in here])
+            if at == before:  # where few pages fit in memory, those of one frame may drive one another out for ever
+                self._write_unpacked(frames[at])
+                at += 1
+
+    def _is_in_memory(self, placed: PlacedFrame) -> bool:
+        return not any(self._map.missing(block, count) for block, count in placed.runs)
+
+    def _still_inside(self, placed: PlacedFrame) -> PlacedFrame:
+        if any((block + count) << _SHIFT > self._state.size_bytes for block, count in placed.runs):
+            raise UsageError(f"image {self.name} was made smaller while this write was under way")
+        return placed
+
+    def _write_unpacked(self, placed: PlacedFrame) -> None:
+        view, at = memoryview(placed.frame.data), 0
+        for block, count in placed.runs:
+            self._put_blocks(block, count, view[at << _SHIFT : (at + count) << _SHIFT])
+            at += count
 
     def _put_blocks(self, block: int, count: int, data: memoryview) -> None:
         writer = self._writer_or_refuse()

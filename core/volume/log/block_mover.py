@@ -6,6 +6,8 @@ of blocks.
 1. *Prefix.* A block is written anew only if its map entry, looked at in the hold of the lock that writes it, still points at the place that
    was read. So the log has it in an order that replay may take for that of an ordinary write, and a crash leaves whole blocks in one
    place or the other.
+   A whole frame of blocks that follow one another, all of which still stand there, goes as it is packed; it was unpacked, to see that it
+   can be.
 2. *Foreground first.* Holds are short, with pauses between them; when segments wait for the store a move is given up, unless it is patient.
 """
 
@@ -17,12 +19,13 @@ from typing import Final, NamedTuple
 
 from core import limits
 from core.errors import IntegrityError
-from core.format.frame import RecordKind
+from core.format.frame import PackedFrame, RecordKind, check_packed
 from core.format.runs import Run
-from core.units import BLOCK_BYTES
-from core.volume.log.block_map import Entries
+from core.units import BLOCK_BYTES, BLOCKS_PER_FRAME
+from core.volume.log.block_map import SLOT_BITS, Entries
 from core.volume.log.frame_cache import FrameCache
 from core.volume.log.frame_reader import FrameReader, load_log_object
+from core.volume.log.frame_writes import PlacedFrame, put_frames
 from core.volume.log.log_writer import LogWriter
 from core.volume.log.replay import Log, VolumeState
 from core.volume.log.sparse import placed_runs, unmoved
@@ -30,8 +33,8 @@ from core.volume.log.sparse import placed_runs, unmoved
 _YIELD_RUNS: Final = 128
 _HOLD_RUNS: Final = 12
 """Runs written in one hold of the lock: each costs some ten microseconds besides its bytes."""
-_READ_FRAMES: Final = 16
-"""Frames read in one go: as many as one request of neighbouring frames gives."""
+_READ_FRAMES: Final = 32
+"""Frames read in one go: as many as one request of neighbouring frames gives, whatever is in them."""
 
 
 class RepackCounters:
@@ -43,8 +46,16 @@ class RepackCounters:
 
 
 class _Read(NamedTuple):
+    """A run and its blocks; where these are whole frames, as they are packed."""
+
     run: Run
     data: memoryview
+    frames: list[PackedFrame]
+
+    def blocks(self, start: int, count: int) -> memoryview:
+        """Give the bytes of `count` blocks of the run, from its block `start` on."""
+        data = self.data or memoryview(b"".join(frame.data for frame in self.frames))
+        return data[start * BLOCK_BYTES : (start + count) * BLOCK_BYTES]
 
 
 class BlockMover:
@@ -144,7 +155,9 @@ class BlockMover:
 
     def move(self, runs: list[Run]) -> tuple[int, bool]:
         """Read runs and write them anew where the map still says so (1); give the bytes moved, and whether none was left out (2)."""
-        pieces = sorted(self._read(sorted(runs, key=lambda run: run.entry)), key=lambda piece: piece.run.block)
+        # Whole frames after all others: between them these would not fill theirs.
+        read = self._read(sorted(runs, key=lambda run: run.entry))
+        pieces = sorted(read, key=lambda piece: (bool(piece.frames), piece.run.block))
         moved = at = 0
         width = limits.REPACK_HOLD_BLOCKS
         while at < len(pieces):
@@ -175,14 +188,15 @@ class BlockMover:
             entries = block_map.entries(run.block, run.length)
             assert entries is not None, "its pages are in memory"
             parts = list(unmoved(run, entries))
+        if piece.frames and parts == [run]:
+            return self._write_frames(piece)
         written = 0
         for part in parts:
             at = 0
             while at < part.length:
                 segment = self._writer.open_segment()
                 take = min(part.length - at, segment.room_blocks)
-                start = (part.block - run.block + at) * BLOCK_BYTES
-                data = piece.data[start : start + take * BLOCK_BYTES]
+                data = piece.blocks(part.block - run.block + at, take)
                 entry = segment.write(part.block + at, take, data, RecordKind.RELOCATE)
                 block_map.set_run(part.block + at, take, entry)
                 self.changes += 1
@@ -192,27 +206,65 @@ class BlockMover:
         self.counters.moved_bytes += written
         return written
 
+    def _write_frames(self, piece: _Read) -> int:
+        starts = range(piece.run.block, piece.run.block + piece.run.length, BLOCKS_PER_FRAME)
+        frames = [
+            PlacedFrame([(block, BLOCKS_PER_FRAME)], frame) for block, frame in zip(starts, piece.frames, strict=True)
+        ]
+        before, at = self._writer.accepted, 0
+        while at < len(frames):
+            at += put_frames(self._state.map, self._writer, frames[at:], RecordKind.RELOCATE)
+        self.changes += self._writer.accepted - before
+        written = piece.run.length * BLOCK_BYTES
+        self.counters.moved_bytes += written
+        return written
+
     def _read(self, runs: list[Run]) -> Iterator[_Read]:
         """Read runs, ascending by entry; each comes in pieces of no more blocks than one hold of the lock writes."""
+        parts = [part for run in runs for part in cut_at_frames(run, limits.REPACK_HOLD_BLOCKS)]
         at = 0
-        while at < len(runs):
-            end, frames = at, 0
-            while end < len(runs) and frames < _READ_FRAMES:
-                frames += (runs[end].length >> 3) + 1
+        while at < len(parts):
+            end = at
+            wanted: list[int] = []
+            while end < len(parts) and len(wanted) < _READ_FRAMES:
+                part = parts[end]
+                wanted += range(part.entry, part.entry + part.length, BLOCKS_PER_FRAME)
+                wanted.append(part.entry + part.length - 1)
                 end += 1
-            wanted = [runs[each].entry + step for each in range(at, end) for step in range(0, runs[each].length, 8)]
-            wanted += [runs[each].entry + runs[each].length - 1 for each in range(at, end)]
-            if end > at + 1:
-                self._aside.prefetch(sorted(wanted))
-            for run in runs[at:end]:
-                data = memoryview(bytearray(run.length * BLOCK_BYTES))
-                self._aside.read_entries(range(run.entry, run.entry + run.length), data)
-                for start in range(0, run.length, limits.REPACK_HOLD_BLOCKS):
-                    count = min(run.length - start, limits.REPACK_HOLD_BLOCKS)
-                    part = Run(run.block + start, count, run.entry + start)
-                    yield _Read(part, data[start * BLOCK_BYTES : (start + count) * BLOCK_BYTES])
+            self._aside.prefetch(wanted)
+            for part in parts[at:end]:
+                yield self._read_part(part)
             at = end
             self._give_way()
+
+    def _read_part(self, part: Run) -> _Read:
+        if holds_whole_frames(part):
+            keys = range(part.entry >> SLOT_BITS, (part.entry + part.length) >> SLOT_BITS)
+            opened = [self._aside.read_packed(key) for key in keys]
+            if all(frame.blocks == BLOCKS_PER_FRAME for frame in opened):
+                frames = [check_packed(each.codec, each.packed, each.blocks, "a frame") for each in opened]
+                return _Read(part, memoryview(b""), frames)
+        data = memoryview(bytearray(part.length * BLOCK_BYTES))
+        self._aside.read_entries(range(part.entry, part.entry + part.length), data)
+        return _Read(part, data, [])
+
+
+def holds_whole_frames(run: Run) -> bool:
+    """Say whether a run begins and ends where frames do."""
+    return not (run.entry % BLOCKS_PER_FRAME or run.length % BLOCKS_PER_FRAME)
+
+
+def cut_at_frames(run: Run, most: int) -> Iterator[Run]:
+    """Cut a run into pieces of `most` blocks, or one frame's: its whole frames apart from what it has of others."""
+    most = max(most - most % BLOCKS_PER_FRAME, BLOCKS_PER_FRAME)
+    at = 0
+    while at < run.length:
+        left = run.length - at
+        in_frame = (run.entry + at) % BLOCKS_PER_FRAME
+        whole = left - left % BLOCKS_PER_FRAME
+        take = min(left, BLOCKS_PER_FRAME - in_frame) if in_frame else min(most, whole or left)
+        yield Run(run.block + at, take, run.entry + at)
+        at += take
 
 
 def _hold(pieces: list[_Read], at: int, blocks: int) -> list[_Read]:

@@ -91,6 +91,14 @@ class FrameCache:
         self.counters.misses += 1
         return None
 
+    def packed(self, key: int) -> OpenFrame | None:
+        """Give a copy of a frame as it is packed, without its records, or None."""
+        entry = self._packed.get(key)
+        if entry is None:
+            return None
+        frame = OpenFrame(entry.codec, entry.blocks, b"", bytes(self._ring[entry.start : entry.end]))
+        return frame if self._packed.get(key) is entry else None
+
     def add(self, key: int, frame: OpenFrame) -> None:
         """Keep an opened frame."""
         size_bytes = len(frame.packed)

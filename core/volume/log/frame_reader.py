@@ -304,6 +304,10 @@ class FrameReader:
         """Read frames of a published segment, up to `count` and at least one, from `key` (a map entry without its slot) on."""
         return self._fetch(key >> (POSITION_BITS - SLOT_BITS), key, count, None)
 
+    def read_packed(self, key: int) -> OpenFrame:
+        """Read one frame of a published segment as it is packed, from the cache if it is there; its records may be left out."""
+        return self.cache.packed(key) or self.read_frames(key, 1)[0]
+
     def _await_flight(self, key: int) -> bool:
         """If read-ahead is fetching a frame, wait until it has it or gave up; say whether it was."""
         flight = self._flights.get(key)

@@ -2,7 +2,8 @@
 
 Two sides that may run at once:
 
-*Filling* (`write`, `patch`, `note_inode`, `trim`, `resize`, `cut`, `claim`, `close`): under the image's lock, by whoever writes.
+*Filling* (`write`, `write_frame`, `patch`, `note_inode`, `trim`, `resize`, `cut`, `claim`, `close`): under the image's lock, by whoever
+writes.
 *Storing* (`seal`, `finish`): by sealing and publishing threads; `_order` guards the order of frames in the file.
 
 1. Blocks lie in `_raw` densely, in the order they were written; frame `f` holds `_blocks[f]` of them from block `_bases[f]` on.
@@ -10,19 +11,21 @@ Two sides that may run at once:
 3. `_raw` goes away only after every frame is in the growing file or in `_parts`: a reader that holds the segment always finds a
    block, first in `_raw`, then in the frame's sealed bytes. A buffer is used again only when no view of it is left (raw_buffers, 1), so a
    reader needs no lock.
+4. A frame that came packed is sealed as it came (`_packed`), its blocks lie in `_raw` as any other's: only packing is spared.
+   At most the frames of one segment that are not sealed wait so, no longer than their blocks each.
 """
 
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from core import limits
 from core.crypto.volume import VolumeKeys
 from core.errors import StoreError, WorldError
-from core.format.compression import Compressor
+from core.format.compression import Codec, Compressor
 from core.format.envelope import seal_end
-from core.format.frame import RECORD_BYTES, OpenFrame, RecordKind, pack_record, seal_frame
+from core.format.frame import RECORD_BYTES, OpenFrame, PackedFrame, RecordKind, pack_record, seal_frame
 from core.format.header import Header, object_aead
 from core.format.segment import FrameTable, FrameTableBuilder, pack_index
 from core.store.contract import Buffer, GrowingFile
@@ -87,6 +90,7 @@ class LiveSegment:
         self._record_count = 0
         self._frame_base = 0
         self._frame_records = bytearray()
+        self._packed: dict[int, PackedFrame] = {}
         self._claimed = 0
         self._inode = 0
         self._order = threading.Condition()
@@ -139,6 +143,28 @@ class LiveSegment:
             if not count:
                 return entry
             block += take
+
+    def write_frame(
+        self, runs: Sequence[tuple[int, int]], frame: PackedFrame, kind: RecordKind = RecordKind.WRITE
+    ) -> int:
+        """Take a frame as it is packed, its blocks ≤ `room_blocks`; give the map entry of the first, the others follow it.
+
+        `runs` (block, count) tell whose its blocks are, in their order.
+        """
+        assert sum(count for _, count in runs) == frame.blocks, "every block of a frame is somebody's"
+        used = self.used_blocks
+        if used > self._frame_base or len(self._frame_records) > _RECORDS_BYTES - frame.blocks * RECORD_BYTES:
+            self.cut()
+        raw = self._raw
+        assert raw is not None, "a segment that is filled still has its blocks"
+        raw[used * BLOCK_BYTES : (used + frame.blocks) * BLOCK_BYTES] = frame.data
+        self.used_blocks = used + frame.blocks
+        for block, count in runs:
+            self._frame_records += pack_record(kind, block, count)
+        number = len(self._bases)
+        self._packed[number] = frame._replace(data=b"")  # before it can be claimed; the blocks are in `_raw`
+        self._end_frame(frame.blocks)
+        return self.sequence << POSITION_BITS | number << SLOT_BITS
 
     def patch(self, entry: int, start: int, data: memoryview) -> bool:
         """Write over part of a block of this segment, from its byte `start` on, if its frame may still change (2); say whether."""
@@ -225,12 +251,24 @@ class LiveSegment:
             start = self._bases[number] * BLOCK_BYTES
             datas.append(raw[start : start + self._blocks[number] * BLOCK_BYTES])
         first_key = self.sequence << (POSITION_BITS - SLOT_BITS)
-        for number, (codec, data) in zip(frames, compressor.pack_many(datas), strict=True):
+        for number, (codec, data) in zip(frames, self._pack(frames, datas, compressor), strict=True):
             count = self._blocks[number]
             header, body, frame = seal_frame(self.aead, number, self._records[number], count, codec, bytes(data))
             self._sealed[number] = (header, body)
             if count:
                 self._on_frame(first_key + number, frame)
+
+    def _pack(self, frames: range, datas: list[Buffer], compressor: Compressor) -> list[tuple[Codec, Buffer]]:
+        """Give frames packed: as they came (4), else compressed."""
+        came = self._packed
+        if not came:
+            return compressor.pack_many(datas)
+        kept = [came.pop(number, None) for number in frames]
+        fresh = iter(compressor.pack_many([data for data, frame in zip(datas, kept, strict=True) if frame is None]))
+        return [
+            next(fresh) if frame is None else (frame.codec, frame.packed or data)
+            for data, frame in zip(datas, kept, strict=True)
+        ]
 
     def append_ready(self) -> int:
         """Append, in order, the frames that are sealed; give how many stand in the file now. May raise OutOfSpaceError."""

@@ -156,10 +156,10 @@ class LogWriter:
             self._unsealed -= 1
             self._state.notify_all()
 
-    def open_segment(self) -> LiveSegment:
-        """Give the segment that takes the next change; it has room for at least one block."""
+    def open_segment(self, blocks: int = 1) -> LiveSegment:
+        """Give the segment that takes the next change; it has room for at least `blocks`, no more than a frame's."""
         segment = self._open
-        if segment is not None and segment.room_blocks:
+        if segment is not None and segment.room_blocks >= blocks:
             return segment
         if segment is not None:
             self._close_open(segment, inline=False)
