@@ -116,4 +116,4 @@ def _copy(
     if as_json:
         print_json({"path": new, "inodes": facts["inodes"]})
     else:
-        click.echo(f"{new} is a copy of {facts['inodes']} inodes")
+        click.echo(f"{click.format_filename(new)} is a copy of {facts['inodes']} inodes")

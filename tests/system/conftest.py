@@ -39,16 +39,17 @@ def pool_on_s3(tmp_path, ceph, monkeypatch) -> Iterator[DirectoryPool]:
     """A fresh pool on the real RGW; its gateways end with the test."""
     for name, value in ceph.s3_environment.items():
         monkeypatch.setenv(name, value)
-    yield from _far_pool(tmp_path, ceph.s3_url(uuid.uuid4().hex))
+    yield from _far_pool(tmp_path / "s3", ceph.s3_url(uuid.uuid4().hex))
 
 
 @pytest.fixture
 def pool_on_rados(tmp_path, ceph) -> Iterator[DirectoryPool]:
     """A fresh pool in the real Ceph; its gateways end with the test."""
-    yield from _far_pool(tmp_path, ceph.rados_url(uuid.uuid4().hex))
+    yield from _far_pool(tmp_path / "rados", ceph.rados_url(uuid.uuid4().hex))
 
 
 def _far_pool(root: Path, url: str) -> Iterator[DirectoryPool]:
+    root.mkdir()
     pool = DirectoryPool(root)
     (root / "url").write_text(url)
     create_pool(open_store(pool.url), lambda key: save_key_file(pool.key, key), World.real()).close()

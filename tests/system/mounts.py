@@ -127,8 +127,12 @@ class SharedFilesystem:
     @property
     def reference(self) -> str:
         """Give POOL/FS as the command line takes it."""
+        return self.reference_to(self.name)
+
+    def reference_to(self, name: str) -> str:
+        """Give POOL/NAME as the command line takes it."""
         parts = urlsplit(self.pool_url)
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{self.name}"))
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
     @property
     def address(self) -> str:
@@ -229,7 +233,7 @@ class SharedFilesystem:
         is_served = self.server is not None and snapshot is None
         address = server or (self.address if is_served else None)
         where = [] if address is None else ["--server", address]
-        reference = self.reference if snapshot is None else f"{self.reference}@{snapshot}"
+        reference = self.reference_to(self.name if snapshot is None else f"{self.name}@{snapshot}")
         started = self._start(f"mount-{name}", ["mount", reference, path, "-f", *where, *options])
         mounted = Mounted(started.name, started.process, started.log, path, self)
         self.mounts.append(mounted)

@@ -323,3 +323,58 @@ def test_a_rollback_takes_everything_back_and_is_refused_while_somebody_mounts(f
     fill(again / "later", 4, 5000)
     assert (filesystem.mount("two", snapshot="two") / "new").stat().st_size == 9 * MIB
     assert verbs.names() == ["one", "two"]
+
+
+def test_names_that_are_not_utf8_are_cloned_and_restored_like_others(filesystem):
+    mounted, verbs = filesystem.mount("a"), Verbs(filesystem)
+    filesystem.variables["PYTHONIOENCODING"] = "utf-8:strict"  # what a terminal's own locale asks for
+    name, new, back = (os.fsdecode(each) for each in (b"na\xffme", b"n\xe9w", b"b\xe9ck"))
+    (mounted / name).mkdir()
+    (mounted / name / name).write_bytes(b"kept")
+    _clone(filesystem, name, new)
+    verbs.create("one")
+    shutil.rmtree(mounted / name)
+    at = filesystem.reference
+    filesystem.run("fs", "restore", f"{at}@one:{name}/{name}", f"{at}:{back}", *filesystem.at_server, "--json")
+    assert (mounted / new / name).read_bytes() == (mounted / back).read_bytes() == b"kept"
+    assert "copy" in filesystem.run("fs", "restore", f"{at}@one:{name}", f"{at}:{new}", *filesystem.at_server, status=4)
+
+
+def test_a_clone_and_a_snapshot_while_a_file_is_open_and_has_no_name_any_more(filesystem):
+    mounted, verbs = filesystem.mount("a"), Verbs(filesystem)
+    (mounted / "dir").mkdir()
+    with (mounted / "dir" / "file").open("w+b", buffering=0) as file:
+        file.write(b"open" * 5000)
+        os.link(mounted / "dir" / "file", mounted / "outside")
+        os.unlink(mounted / "dir" / "file")
+        with (mounted / "dir" / "gone").open("w+b", buffering=0) as gone:
+            gone.write(b"gone" * 5000)
+            os.unlink(mounted / "dir" / "gone")
+            os.link(mounted / "outside", mounted / "dir" / "inside")
+            _clone(filesystem, "dir", "copy")
+            verbs.create("one")
+            assert os.listdir(mounted / "copy") == ["inside"] and (mounted / "copy" / "inside").stat().st_nlink == 1
+            gone.write(b"more")
+            assert os.pread(gone.fileno(), 8, 20_000 - 4) == b"gonemore"
+        file.write(b"late")
+    assert (mounted / "copy" / "inside").read_bytes() == b"open" * 5000
+    looked_back = filesystem.mount("one", snapshot="one")
+    assert sorted(os.listdir(looked_back.path)) == ["copy", "dir", "outside"]
+    assert (looked_back / "dir" / "inside").stat().st_nlink == 2
+    assert (looked_back / "outside").read_bytes() == b"open" * 5000
+
+
+def test_a_snapshot_that_is_served_from_the_directory_of_the_living_metadata_takes_nothing_of_it(filesystem):
+    mounted, verbs = filesystem.mount("a"), Verbs(filesystem)
+    fill(mounted / "file", 1, 5000)
+    verbs.create("one")
+    reference = filesystem.reference_to(f"{filesystem.name}@one")
+    where = ("--data-dir", filesystem.data_dir, "--listen", f"unix:{filesystem.runtime}/one.sock")
+    served = filesystem.spawn("one", "metadata-server", reference, *where)
+    assert comes_true(lambda: "serving" in served.said() or not served.alive, WITHIN_S), served.said()
+    assert served.terminate() == 0, served.said()
+    fill(mounted / "after", 2, 5000)
+    mounted.unmount()
+    assert filesystem.server.terminate() == 0
+    filesystem.check("--read-data")
+    assert list(filesystem.data_dir.glob("snapshot-*")) == []
