@@ -388,6 +388,32 @@ def after_size(world: CheckWorld, sequence: int) -> int:
     return found.size_bytes
 
 
+def test_a_snapshot_between_a_copy_and_its_name_is_rolled_back_to_without_the_copy(world: CheckWorld) -> None:
+    with world.tree() as tree:
+        for orphan in tree.orphans():
+            tree.drop_orphan(orphan)
+        tree.commit()
+        used = tree.apply(SESSION, requests.Space())[0]
+        with Snapshot(world.directory) as rows:
+            graft = tree.graft(rows, world.inodes["/a"], ROOT)
+            while graft.step(1000, 1000):
+                pass
+            tree.commit()
+        make(world, tree)
+        tree.apply(SESSION, requests.Attach(graft.root, ROOT, b"copy"))
+        tree.commit()
+        rolled_back(world, tree, "one")
+        with pytest.raises(OperationError):
+            tree.apply(SESSION, requests.Attach(graft.root, ROOT, b"copy"))
+        tree.rollback()
+        while tree.clean():
+            tree.commit()
+        tree.commit()
+        assert not list(tree.orphans())
+        assert tree.apply(SESSION, requests.Space())[0] == used
+    assert [each.text for each in world.check(read_data=True).findings] == []
+
+
 def test_a_rollback_that_fails_leaves_everything_as_it_was(world: CheckWorld, tmp_path: Path) -> None:
     with world.tree() as tree:
         made = make(world, tree)
