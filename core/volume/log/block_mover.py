@@ -228,8 +228,9 @@ class BlockMover:
             wanted: list[int] = []
             while end < len(parts) and len(wanted) < _READ_FRAMES:
                 part = parts[end]
-                wanted += range(part.entry, part.entry + part.length, BLOCKS_PER_FRAME)
-                wanted.append(part.entry + part.length - 1)
+                wanted += range(
+                    part.entry, part.entry + part.length, BLOCKS_PER_FRAME
+                )  # one of each frame: it was cut at them
                 end += 1
             self._aside.prefetch(wanted)
             for part in parts[at:end]:
