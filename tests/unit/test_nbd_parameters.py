@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import UsageError
-from gateway_nbd import parameters
 from core.sockets import PageAddress
+from gateway_nbd import parameters
 
 HERE = Path("/somewhere")
 
