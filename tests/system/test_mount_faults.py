@@ -138,11 +138,13 @@ def test_who_needs_nothing_of_a_mount_that_stands_still_does_not_wait_at_all(ser
     dirty_file(served, a)
     a.stop()
     peer = served.worker("peer")
-    began = time.monotonic()
+    took_s = []
     for each in range(20):
+        began = time.monotonic()
         peer.do(write_whole, b / "own" / f"n{each}", NEW, True)
         assert peer.do(read_whole, b / "own" / "file") == OLD
-    assert time.monotonic() - began < LEASE_S / 2
+        took_s.append(time.monotonic() - began)
+    assert max(took_s) < LEASE_S / 2, "one that waited would have waited for the rest of the lease"
 
 
 def test_the_peers_of_a_killed_mount_go_on_after_its_lease_and_what_it_had_removed_but_open_goes(served):
