@@ -18,8 +18,8 @@ from core.errors import IntegrityError, UsageError
 from core.pool.pool import Pool
 from core.units import format_size
 from core.volume.generations.snapshots import count_snapshots, find_snapshot, list_snapshots
-from core.volume.image import ImageUsage
 from core.volume.images import ImageInfo, create_image, image_info, image_names, list_images, rename_image
+from core.volume.readable_image import ImageUsage
 from core.volume.reading import reading
 from core.volume.removal import finish_removals, remove_image
 from core.volume.resizing import resize_image
