@@ -164,7 +164,7 @@ def test_a_log_that_cannot_grow_fails_the_commit_and_nothing_else(tmp_path):
 def test_a_checkpoint_in_a_thread_leaves_the_log_short_while_writers_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "WAL_RESTART_BYTES", 1 << 18)
     engine = opened(tmp_path)
-    stop = threading.Event()
+    stop, turns = threading.Event(), threading.Semaphore(0)
     failed = []
 
     def checkpoint():
@@ -173,15 +173,24 @@ def test_a_checkpoint_in_a_thread_leaves_the_log_short_while_writers_go_on(tmp_p
                 engine.checkpoint()
             except Exception as error:
                 failed.append(error)
+            turns.release()
 
-    def write(target):
+    def write(target, pause=lambda: None):
         for number in range(1500):
             target.put_entries([EntryRow(1, number + 3, b"name", number)])
             target.commit()
+            if number % 100 == 99:
+                pause()
+
+    def let_the_checkpoints_keep_up():  # on a busy machine that thread may not run at all while this one writes
+        while turns.acquire(blocking=False):
+            pass
+        for _ in range(2):  # of which the second began after the last commit
+            assert turns.acquire(timeout=60)
 
     thread = threading.Thread(target=checkpoint)
     thread.start()
-    write(engine)
+    write(engine, let_the_checkpoints_keep_up)
     stop.set()
     thread.join()
     engine.checkpoint()
