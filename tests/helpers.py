@@ -7,9 +7,13 @@ call fail, wait, or see a whole takeover happen inside it. Random faults are `co
 import dataclasses
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import trio
+import trio.testing
 
 from core.crypto.aead import Algorithm
 from core.crypto.derive import derive_key
@@ -100,6 +104,18 @@ def open_image(
 
 class KilledError(BlockyardError):
     """The test ended this writer; it is no failure of the code under test."""
+
+
+def run_by_jumps(main: Callable[[], Awaitable[None]]) -> None:
+    """Run tasks under a clock that jumps to whatever is next. Threads' work is done at once: it takes real time, of which that clock knows
+    nothing, so the jump would come before its end."""
+
+    async def at_once(work: Callable[..., Any], *arguments: Any, **_options: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return work(*arguments)
+
+    with patch.object(trio.to_thread, "run_sync", at_once):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def kill(image: Image) -> None:

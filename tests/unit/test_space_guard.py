@@ -18,7 +18,7 @@ from metadata_server.space.keeper import SpaceKeeper, SpaceOptions
 from metadata_server.space.pool import SegmentPool
 from metadata_server.space.strays import Strays
 from metadata_server.space.tree_ledger import TreeLedger
-from tests.helpers import real_world
+from tests.helpers import real_world, run_by_jumps
 from tests.unit.test_space_ledger import Place
 from tests.unit.test_space_segments import KEYS, NAMES, ZSTD, grow_segment, put_segment
 
@@ -61,7 +61,7 @@ class GuardedPlace(Place):
             with trio.move_on_after(seconds):
                 await self.keeper.run()
 
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+        run_by_jumps(main)
 
     def filled(self, session: int, name: str, blocks: int = 40) -> tuple[int, int]:
         """Make a file whose blocks have a closed segment to themselves."""

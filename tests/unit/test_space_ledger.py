@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from core.crypto.rings import Generations, KeyRing
 from core.crypto.volume import VolumeKeys
@@ -26,7 +25,7 @@ from metadata_server.space.keeper import SpaceKeeper, SpaceOptions
 from metadata_server.space.pool import SegmentPool
 from metadata_server.space.tree_ledger import TreeLedger
 from metadata_server.tree.tree import Tree
-from tests.helpers import real_world, seeded_bytes
+from tests.helpers import real_world, run_by_jumps, seeded_bytes
 from tests.unit.test_space_segments import KEYS, NAMES, ZSTD, content, grow_segment, put_segment
 
 
@@ -117,7 +116,7 @@ class Place:
             with trio.move_on_after(seconds):
                 await self.keeper.run()
 
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+        run_by_jumps(main)
 
     def stored(self) -> list[int]:
         return [NAMES.sequence_of(info.key) for info in self.disk.list(NAMES.log)]
